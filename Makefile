@@ -1,0 +1,50 @@
+# Every command starts from a fresh clone: it makes a virtual environment and installs what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+WHEELHOUSE ?= dist
+export MPLBACKEND ?= Agg
+
+.PHONY: install demo test wheel lint format gpu-check bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: the kernels are built against the torch that is installed. Editable, so that a rebuild is incremental.
+install: $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[joint,test,lint]"
+	$(BIN)/python -m cosegflow.info
+
+demo: install
+	$(BIN)/cosegflow demo --out report
+
+test: install
+	$(BIN)/python -m pytest tests
+
+wheel: install
+	rm -rf $(WHEELHOUSE)
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(WHEELHOUSE) .
+	@ls -l $(WHEELHOUSE)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp')
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp')
+
+# On a machine with a GPU. WHEEL=path takes a wheel that was built elsewhere; PYTHON is any python3 with torch >= 2.10.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(if $(WHEEL),--wheel $(WHEEL))
+
+bench: install
+	$(BIN)/python -m benchmarks.match_cpu
+
+clean:
+	rm -rf build dist report .pytest_cache .mypy_cache .ruff_cache *.egg-info cosegflow/*.so cosegflow/_build_info.json

@@ -1,0 +1,79 @@
+from torch import Tensor
+
+class Operators:
+    """The operators of `torch.ops.cosegflow`. Masks are (B, H, W); beta is a tensor of one value or (B,)."""
+
+    def warp(self, x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> tuple[Tensor, Tensor]: ...
+    def warp_backward(
+        self,
+        grad_out: Tensor,
+        x: Tensor,
+        flow: Tensor,
+        mode: str,
+        padding: str,
+        need_x: bool,
+        need_flow: bool,
+        deterministic: bool,
+    ) -> tuple[Tensor, Tensor]: ...
+    def correlation(
+        self, fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False, simple: bool = False
+    ) -> Tensor: ...
+    def correlation_backward(
+        self,
+        grad_corr: Tensor,
+        fa: Tensor,
+        fb: Tensor,
+        corr: Tensor | None,
+        normalize: bool,
+        relu: bool,
+        simple: bool,
+        need_fa: bool,
+        need_fb: bool,
+    ) -> tuple[Tensor, Tensor]: ...
+    def soft_argmax(
+        self, corr: Tensor, mask_b: Tensor | None, beta: Tensor, simple: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def soft_argmax_backward(
+        self,
+        grad_flow: Tensor | None,
+        grad_lse: Tensor | None,
+        corr: Tensor,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        flow: Tensor,
+        lse: Tensor,
+        simple: bool,
+        need_corr: bool,
+        need_mask_b: bool,
+        need_beta: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def match(
+        self,
+        fa: Tensor,
+        fb: Tensor,
+        mask_a: Tensor | None,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        normalize: bool = True,
+        simple: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def match_backward(
+        self,
+        grad_flow: Tensor | None,
+        grad_lse: Tensor | None,
+        fa: Tensor,
+        fb: Tensor,
+        mask_a: Tensor | None,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        flow: Tensor,
+        lse: Tensor,
+        normalize: bool,
+        simple: bool,
+        need_fa: bool,
+        need_fb: bool,
+        need_mask_b: bool,
+        need_beta: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+operators: Operators

@@ -1,0 +1,5 @@
+"""The public operations, one module each."""
+
+from cosegflow.ops.warp import warp
+
+__all__ = ["warp"]

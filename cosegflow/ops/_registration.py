@@ -1,0 +1,118 @@
+"""What every operator's registration shares: double backward, transforms, and autocast.
+
+Design. An operator `op` and its `op_backward` are both C++ kernels; autograd connects them from Python
+(`torch.library.register_autograd`), so AOTAutograd can trace both. The derivative of `op_backward` (the double
+backward) is taken by differentiating the plain-torch reference twice: rare, correct, and it keeps no kernel.
+Rejected: autograd.Function around the kernels, because torch.compile of 2.13 fails on nested ones; and C++ autograd,
+which the stable ABI does not have.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+LIBRARY = torch.library.Library("cosegflow", "IMPL")  # keeps the Python kernels registered while it lives
+
+
+@torch.compiler.assume_constant_result
+def simple_kernels() -> bool:
+    """Whether the environment asks for the simple CUDA kernels: COSEGFLOW_SIMPLE=1."""
+    return os.environ.get("COSEGFLOW_SIMPLE", "") not in ("", "0")
+
+
+def sum_to_beta(per_image: Tensor, beta: Tensor) -> Tensor:
+    """The gradient of beta from its gradients per image."""
+    return per_image.sum().reshape(beta.shape) if beta.numel() == 1 else per_image
+
+
+def transforms_active() -> bool:
+    """Whether torch.func transforms or forward-mode AD are at work here.
+
+    `register_autograd` does not cover them (forward mode would silently give zero tangents), so the public functions
+    then evaluate their plain-torch reference, which is right under every transform but stores the volume.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def second_derivative(
+    forward: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor | None],
+    grad_grads: Sequence[Tensor | None],
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Differentiates the backward of `forward`.
+
+    The backward maps (inputs, grad_outputs) to one gradient per input. Given the gradients `grad_grads` with respect to
+    those (None where there is none), returns the gradients with respect to the inputs and to the grad_outputs.
+
+    Args:
+        forward: differentiable plain-torch function of the inputs.
+        inputs: floating tensors.
+        grad_outputs: one per output of `forward`; None means no gradient came through that output.
+        grad_grads: one per input.
+    """
+    higher_order = torch.is_grad_enabled()  # create_graph=True was asked of the double backward: keep its own graph
+
+    def variable(t: Tensor) -> Tensor:
+        # A view is a node of its own, so that one tensor passed as two inputs gets two gradients.
+        return t.view_as(t) if higher_order and t.requires_grad else t.detach().requires_grad_()
+
+    with torch.enable_grad():
+        xs = [variable(x) for x in inputs]
+        gs = [None if g is None else variable(g) for g in grad_outputs]
+        outputs = forward(*xs)
+        used = [(o, g) for o, g in zip(outputs, gs, strict=True) if g is not None and o.requires_grad]
+        if not used:
+            return [None] * len(xs), [None] * len(gs)
+        grads = torch.autograd.grad(
+            [o for o, _ in used], xs, [g.to(o.dtype) for o, g in used], create_graph=True, allow_unused=True
+        )
+        pairs = [(g, gg) for g, gg in zip(grads, grad_grads, strict=True) if g is not None and gg is not None]
+        pairs = [(g, gg) for g, gg in pairs if g.requires_grad]
+        wanted = [*xs, *(g for g in gs if g is not None)]
+        if not pairs:
+            return [None] * len(xs), [None] * len(gs)
+        result = iter(
+            torch.autograd.grad(
+                [g for g, _ in pairs],
+                wanted,
+                [gg.to(g.dtype) for g, gg in pairs],
+                create_graph=higher_order,
+                allow_unused=True,
+            )
+        )
+        for_inputs = [next(result) for _ in xs]
+        for_grads = [None if g is None else next(result) for g in gs]
+    return for_inputs, for_grads
+
+
+def autocast_features(library: torch.library.Library, name: str) -> None:
+    """Under autocast, casts the first two arguments (fa, fb) to the autocast dtype, and nothing else.
+
+    `torch.library.register_autocast` would cast masks, flow and values too, and a rounded coordinate is a wrong one.
+    float64 stays float64, as in torch's own rules.
+    """
+    operator = getattr(torch.ops.cosegflow, name).default
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+    keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
+    def register(device_type: str, key: str) -> None:
+        def kernel(fa: Tensor, fb: Tensor, *args: Any, **kwargs: Any) -> Any:
+            def cast(features: Tensor) -> Tensor:
+                if features.device.type != device_type or features.dtype == torch.float64:
+                    return features
+                return features.to(torch.get_autocast_dtype(device_type))
+
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return operator(cast(fa), cast(fb), *args, **kwargs)
+
+        library.impl(name, kernel, key)
+
+    register("cpu", "AutocastCPU")
+    register("cuda", "AutocastCUDA")

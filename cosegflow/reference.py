@@ -1,0 +1,135 @@
+"""Every operation in a few lines of plain PyTorch: the definition, and the oracle of the tests.
+
+Nothing here is fast and everything here is differentiable, twice, forward and reverse, on any device. The functions
+take what the public functions take after their checks: tensors, masks of shape (B, H, W) or None, beta as a tensor.
+
+Positions that a mask excludes are *selected* away (``torch.where``), never multiplied by 0, because 0 * NaN is NaN;
+each ``where`` also guards the branch it does not take, because its gradient would otherwise be 0 * inf.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosegflow.types import Matches
+
+NORM_EPS = 1e-12
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of coordinates and log-sum-exp for inputs of `dtype`: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def pixel_grid(height: int, width: int, like: Tensor) -> Tensor:
+    """(2, height, width): the x and the y of each pixel, in the dtype and on the device of `like`."""
+    ys = torch.arange(height, dtype=like.dtype, device=like.device)
+    xs = torch.arange(width, dtype=like.dtype, device=like.device)
+    return torch.stack((xs.expand(height, width), ys[:, None].expand(height, width)))
+
+
+def mask_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights in `dtype`: NaN and negative count as 0, +inf as the largest finite value."""
+    if mask.dtype == torch.bool:
+        return mask.to(dtype)
+    largest = min(torch.finfo(mask.dtype).max, torch.finfo(dtype).max)
+    return torch.nan_to_num(mask, nan=0.0, posinf=largest, neginf=0.0).clamp(min=0.0, max=largest).to(dtype)
+
+
+def correlation(fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False) -> Tensor:
+    """(B, Ha, Wa, Hb, Wb): corr[b,i,j,k,l] = <fa[b,:,i,j], fb[b,:,k,l]>, accumulated in float32 or float64."""
+    acc = accumulate_dtype(fa.dtype)
+    a, b = fa.to(acc), fb.to(acc)
+    if normalize:
+        a, b = F.normalize(a, dim=1, eps=NORM_EPS), F.normalize(b, dim=1, eps=NORM_EPS)
+    corr = torch.einsum("bcij,bckl->bijkl", a, b)
+    return (corr.relu() if relu else corr).to(fa.dtype)
+
+
+def _expected_positions(scores: Tensor, allowed: Tensor, log_weight: Tensor, beta: Tensor, size_b: tuple[int, int]):
+    """Soft argmax over the last dimension of scores (B, Na, Nb): expected (x, y) (B, Na, 2), lse, confidence, row_ok."""
+    scores = torch.where(allowed, scores, 0.0)
+    logits = beta.reshape(-1, 1, 1) * scores + log_weight
+    row_ok = allowed.any(-1)
+    peak = torch.where(row_ok, logits.masked_fill(~allowed, -torch.inf).amax(-1), 0.0).detach().unsqueeze(-1)
+    weight = torch.where(allowed, torch.exp(torch.where(allowed, logits - peak, 0.0)), 0.0)
+    total = torch.where(row_ok, weight.sum(-1), 1.0)
+    p = weight / total.unsqueeze(-1)
+    positions = pixel_grid(*size_b, like=scores).flatten(1).T  # (Nb, 2)
+    lse = torch.where(row_ok, peak.squeeze(-1) + total.log(), -torch.inf)
+    return p @ positions, lse, p.amax(-1).detach(), row_ok
+
+
+def _to_matches(scores: Tensor, mask_a: Tensor | None, mask_b: Tensor | None, beta: Tensor, sizes: Tensor | tuple):
+    (ha, wa), (hb, wb) = sizes
+    batch = scores.shape[0]
+    if mask_b is None:
+        allowed = torch.ones_like(scores, dtype=torch.bool)
+        log_weight = torch.zeros_like(scores[:, :1])
+    else:
+        weights = mask_weights(mask_b, torch.float64 if mask_b.dtype == torch.float64 else scores.dtype)
+        weights = weights.reshape(batch, 1, hb * wb)
+        allowed = (weights > 0).expand_as(scores)
+        log_weight = torch.where(weights > 0, weights, 1.0).log().to(scores.dtype)
+    if mask_a is not None:
+        allowed = allowed & (mask_a.reshape(batch, ha * wa, 1) > 0)
+    expected, lse, confidence, row_ok = _expected_positions(scores, allowed, log_weight, beta, (hb, wb))
+    flow = expected.transpose(1, 2).reshape(batch, 2, ha, wa) - pixel_grid(ha, wa, like=scores)
+    flow = torch.where(row_ok.reshape(batch, 1, ha, wa), flow, 0.0)
+    return Matches(flow, lse.reshape(batch, ha, wa), confidence.reshape(batch, ha, wa))
+
+
+def soft_argmax(corr: Tensor, mask_b: Tensor | None, beta: Tensor) -> Matches:
+    """Mask-aware soft argmax of a volume (B, Ha, Wa, Hb, Wb); excluded entries of the volume are never read."""
+    batch, ha, wa, hb, wb = corr.shape
+    scores = corr.to(accumulate_dtype(corr.dtype)).reshape(batch, ha * wa, hb * wb)
+    return _to_matches(scores, None, mask_b, beta.to(scores.dtype), ((ha, wa), (hb, wb)))
+
+
+def match(
+    fa: Tensor, fb: Tensor, mask_a: Tensor | None, mask_b: Tensor | None, beta: Tensor, normalize: bool = True
+) -> Matches:
+    """p_ij = m_j exp(beta s_ij) / sum_k m_k exp(beta s_ik); flow_i = sum_j p_ij q_j - p_i."""
+    acc = accumulate_dtype(fa.dtype)
+    a, b = fa.to(acc), fb.to(acc)
+    if mask_a is not None:
+        a = torch.where(mask_a.unsqueeze(1) > 0, a, 0.0)
+    if mask_b is not None:
+        b = torch.where(mask_b.unsqueeze(1) > 0, b, 0.0)
+    scores = correlation(a, b, normalize=normalize).flatten(3).flatten(1, 2)
+    return _to_matches(scores, mask_a, mask_b, beta.to(acc), (fa.shape[2:], fb.shape[2:]))
+
+
+def warp(x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> tuple[Tensor, Tensor]:
+    """(out, valid): out[b,c,i,j] = x[b,c] at (j + flow_x, i + flow_y); valid: that point lies in the image."""
+    batch, channels, height, width = x.shape
+    ho, wo = flow.shape[2:]
+    acc = accumulate_dtype(x.dtype)
+    flow = flow.to(acc)
+    finite = torch.isfinite(flow).all(1)
+    at = pixel_grid(ho, wo, like=flow) + torch.where(finite.unsqueeze(1), flow, 0.0)
+    px, py = at[:, 0], at[:, 1]
+    valid = finite & (px >= 0) & (px <= width - 1) & (py >= 0) & (py <= height - 1)
+    # Far outside nothing depends on the distance; the clamp keeps the integer conversion defined.
+    px, py = px.clamp(-4, width + 3), py.clamp(-4, height + 3)
+    if padding == "border":
+        px, py = px.clamp(0, width - 1), py.clamp(0, height - 1)
+    values = x.to(acc).flatten(2)
+
+    def tap(ix: Tensor, iy: Tensor) -> Tensor:
+        if padding == "border":
+            ix, iy = ix.clamp(0, width - 1), iy.clamp(0, height - 1)
+        inside = finite & (ix >= 0) & (ix <= width - 1) & (iy >= 0) & (iy <= height - 1)
+        flat = torch.where(inside, iy * width + ix, 0.0).long().reshape(batch, 1, ho * wo)
+        picked = values.gather(2, flat.expand(batch, channels, ho * wo)).reshape(batch, channels, ho, wo)
+        return torch.where(inside.unsqueeze(1), picked, 0.0)
+
+    if mode == "nearest":
+        out = tap(px.detach().round(), py.detach().round())
+    else:
+        x0, y0 = px.detach().floor(), py.detach().floor()
+        wx, wy = (px - x0).unsqueeze(1), (py - y0).unsqueeze(1)
+        top = tap(x0, y0) * (1 - wx) + tap(x0 + 1, y0) * wx
+        bottom = tap(x0, y0 + 1) * (1 - wx) + tap(x0 + 1, y0 + 1) * wx
+        out = torch.where(finite.unsqueeze(1), top * (1 - wy) + bottom * wy, 0.0)
+    return out.to(x.dtype), valid

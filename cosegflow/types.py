@@ -1,0 +1,31 @@
+"""The result types of the operations."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Matches(NamedTuple):
+    """Dense correspondences of every pixel of image a in image b.
+
+    All three are float32 (float64 for float64 inputs).
+    """
+
+    flow: Tensor
+    """(B, 2, Ha, Wa), pixels of b minus pixels of a; channel 0 is x (right), channel 1 is y (down)."""
+    lse: Tensor
+    """(B, Ha, Wa), natural log of the softmax denominator, with beta and the mask in it; -inf where nothing matches."""
+    confidence: Tensor
+    """(B, Ha, Wa), the largest matching probability, in [0, 1]; carries no gradient."""
+
+
+class IndexedMatches(NamedTuple):
+    """`Matches` with the most probable target of each pixel."""
+
+    flow: Tensor
+    lse: Tensor
+    confidence: Tensor
+    index: Tensor
+    """(B, Ha, Wa) int64, flat position ``y * Wb + x`` of the most probable target; -1 where nothing matches."""
+    score: Tensor
+    """(B, Ha, Wa), the score (before beta and mask) at `index`; -inf where nothing matches."""

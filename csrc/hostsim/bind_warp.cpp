@@ -1,0 +1,50 @@
+// hostsim: warp on NumPy arrays.
+#include <string>
+
+#include "cosegflow/warp.h"
+#include "hostsim/numpy_view.h"
+
+namespace cosegflow {
+namespace hostsim {
+namespace {
+
+WarpParams params_of(const py::array& x, const py::array& flow, const std::string& mode, const std::string& padding) {
+  WarpParams p;
+  p.x = view<4>(x, "x");
+  p.flow = view<4>(flow, "flow");
+  p.batch = x.shape(0), p.channels = x.shape(1), p.height = x.shape(2), p.width = x.shape(3);
+  p.out_height = flow.shape(2), p.out_width = flow.shape(3);
+  p.mode = mode == "nearest" ? WarpMode::kNearest : WarpMode::kBilinear;
+  p.padding = padding == "border" ? WarpPadding::kBorder : WarpPadding::kZeros;
+  return p;
+}
+
+}  // namespace
+
+void bind_warp(py::module_& m) {
+  m.def("warp", [](py::array x, py::array flow, const std::string& mode, const std::string& padding) {
+    WarpParams p = params_of(x, flow, mode, padding);
+    py::array out(x.dtype(), {p.batch, p.channels, p.out_height, p.out_width});
+    py::array_t<bool> valid({p.batch, p.out_height, p.out_width});
+    p.out = output<4>(out, "out");
+    p.valid = output<3>(valid, "valid");
+    check(warp_forward_cuda(p, nullptr));
+    return py::make_tuple(out, valid);
+  });
+  m.def("warp_backward", [](py::array grad_out, py::array x, py::array flow, const std::string& mode,
+                            const std::string& padding, bool need_x, bool need_flow, bool deterministic) {
+    WarpParams p = params_of(x, flow, mode, padding);
+    p.deterministic = deterministic;
+    p.grad_out = view<4>(grad_out, "grad_out");
+    py::object grad_x = py::none(), grad_flow = py::none();
+    if (need_x) grad_x = py::array(flow.dtype(), {p.batch, p.channels, p.height, p.width});
+    if (need_flow) grad_flow = py::array(flow.dtype(), {p.batch, int64_t{2}, p.out_height, p.out_width});
+    p.grad_x = output<4>(grad_x, "grad_x");
+    p.grad_flow = output<4>(grad_flow, "grad_flow");
+    check(warp_backward_cuda(p, nullptr));
+    return py::make_tuple(grad_x, grad_flow);
+  });
+}
+
+}  // namespace hostsim
+}  // namespace cosegflow

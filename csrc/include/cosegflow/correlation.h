@@ -1,0 +1,34 @@
+// correlation: the 4D volume of inner products of all pairs of features. See docs/ops/correlation.md.
+#pragma once
+
+#include "cosegflow/types.h"
+
+namespace cosegflow {
+
+struct CorrelationParams {
+  int64_t batch = 0, channels = 0;
+  int64_t height_a = 0, width_a = 0, height_b = 0, width_b = 0;
+  bool normalize = false;  // divide each feature by max(its L2 norm over C, 1e-12)
+  bool relu = false;       // clip at 0
+  bool simple = false;     // CUDA: the plainly right kernels instead of the fast ones
+
+  View4 fa, fb;  // (B, C, H, W), one floating type
+
+  // (B, Ha*Wa, Hb*Wb) contiguous, the type of fa; written by the forward, read by the backward where relu is set.
+  void* corr = nullptr;
+
+  const void* grad_corr = nullptr;  // backward: contiguous, like corr
+  View4 grad_fa, grad_fb;           // backward: contiguous, the type of fa, overwritten; null where not wanted
+};
+
+COSEGFLOW_API size_t correlation_forward_workspace_bytes_cpu(const CorrelationParams&, const CpuRuntime&);
+COSEGFLOW_API size_t correlation_backward_workspace_bytes_cpu(const CorrelationParams&, const CpuRuntime&);
+COSEGFLOW_API Status correlation_forward_cpu(const CorrelationParams&, void* workspace, const CpuRuntime&);
+COSEGFLOW_API Status correlation_backward_cpu(const CorrelationParams&, void* workspace, const CpuRuntime&);
+
+COSEGFLOW_API size_t correlation_forward_workspace_bytes_cuda(const CorrelationParams&);
+COSEGFLOW_API size_t correlation_backward_workspace_bytes_cuda(const CorrelationParams&);
+COSEGFLOW_API Status correlation_forward_cuda(const CorrelationParams&, void* workspace, Stream);
+COSEGFLOW_API Status correlation_backward_cuda(const CorrelationParams&, void* workspace, Stream);
+
+}  // namespace cosegflow

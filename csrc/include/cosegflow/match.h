@@ -1,0 +1,45 @@
+// match: correlation and mask-aware soft argmax in one pass; the 4D volume is never stored, forward or backward.
+// Formulas, degenerate cases and gradients: docs/ops/match.md.
+#pragma once
+
+#include "cosegflow/types.h"
+
+namespace cosegflow {
+
+struct MatchParams {
+  int64_t batch = 0, channels = 0;
+  int64_t height_a = 0, width_a = 0, height_b = 0, width_b = 0;
+  bool normalize = true;  // divide each feature by max(its L2 norm over C, 1e-12)
+  bool simple = false;    // CUDA: the plainly right kernels instead of the fast ones
+  // Backward: the most bytes that the chunk of recomputed scores may take (0: a default).
+  size_t chunk_bytes = 0;
+
+  View4 fa, fb;          // (B, C, H, W), one floating type
+  View3 mask_a, mask_b;  // floating (any) or bool; optional. mask_a gates, mask_b weighs
+  View1 beta;            // (B), accumulate_type(fa); stride 0 broadcasts one value
+
+  // Forward outputs, contiguous, accumulate_type(fa). The backward reads flow and lse.
+  View4 flow;        // (B, 2, Ha, Wa)
+  View3 lse;         // (B, Ha, Wa)
+  View3 confidence;  // (B, Ha, Wa)
+
+  // Backward: incoming gradients, accumulate_type(fa), any strides, null where there is none.
+  View4 grad_flow;
+  View3 grad_lse;
+  // Backward outputs, contiguous, overwritten, null where not wanted. Excluded positions get 0.
+  View4 grad_fa, grad_fb;  // the type of fa
+  View3 grad_mask_b;       // accumulate_type(fa)
+  View1 grad_beta;         // (B), accumulate_type(fa): one value per image
+};
+
+COSEGFLOW_API size_t match_forward_workspace_bytes_cpu(const MatchParams&, const CpuRuntime&);
+COSEGFLOW_API size_t match_backward_workspace_bytes_cpu(const MatchParams&, const CpuRuntime&);
+COSEGFLOW_API Status match_forward_cpu(const MatchParams&, void* workspace, const CpuRuntime&);
+COSEGFLOW_API Status match_backward_cpu(const MatchParams&, void* workspace, const CpuRuntime&);
+
+COSEGFLOW_API size_t match_forward_workspace_bytes_cuda(const MatchParams&);
+COSEGFLOW_API size_t match_backward_workspace_bytes_cuda(const MatchParams&);
+COSEGFLOW_API Status match_forward_cuda(const MatchParams&, void* workspace, Stream);
+COSEGFLOW_API Status match_backward_cuda(const MatchParams&, void* workspace, Stream);
+
+}  // namespace cosegflow

@@ -1,0 +1,39 @@
+// warp: samples an image or feature map at p + flow(p). See docs/ops/warp.md for the formula and its gradients.
+#pragma once
+
+#include "cosegflow/types.h"
+
+namespace cosegflow {
+
+enum class WarpMode : int32_t { kBilinear, kNearest };
+enum class WarpPadding : int32_t { kZeros, kBorder };
+
+struct WarpParams {
+  int64_t batch = 0, channels = 0;
+  int64_t height = 0, width = 0;          // of x
+  int64_t out_height = 0, out_width = 0;  // of flow and out
+  WarpMode mode = WarpMode::kBilinear;
+  WarpPadding padding = WarpPadding::kZeros;
+  bool deterministic = false;  // backward on CUDA: bit-equal from run to run, slower
+
+  View4 x;     // (B, C, H, W), any floating type
+  View4 flow;  // (B, 2, Ho, Wo), accumulate_type(x), pixels; non-finite counts as outside
+
+  // forward
+  View4 out;    // (B, C, Ho, Wo), the type of x
+  View3 valid;  // (B, Ho, Wo) bool; optional
+
+  // backward
+  View4 grad_out;   // (B, C, Ho, Wo), the type of x
+  View4 grad_x;     // (B, C, H, W) contiguous, accumulate_type(x); overwritten; null where not wanted
+  View4 grad_flow;  // (B, 2, Ho, Wo), the type of flow; overwritten; null where not wanted
+};
+
+// No workspace is needed.
+COSEGFLOW_API Status warp_forward_cpu(const WarpParams&, const CpuRuntime&);
+COSEGFLOW_API Status warp_backward_cpu(const WarpParams&, const CpuRuntime&);
+
+COSEGFLOW_API Status warp_forward_cuda(const WarpParams&, Stream);
+COSEGFLOW_API Status warp_backward_cuda(const WarpParams&, Stream);
+
+}  // namespace cosegflow

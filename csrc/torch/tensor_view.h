@@ -1,0 +1,143 @@
+// From tensors to the views and checks that the launch functions want.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cosegflow/types.h"
+
+namespace cosegflow::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+[[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error("cosegflow: " + message); }
+
+inline void require(bool condition, const char* message) {
+  if (!condition) fail(message);
+}
+
+inline void check(const Status& status) {
+  if (status.ok()) return;
+  fail(status.cuda_error == 0 ? status.message
+                              : std::string(status.message) + " (CUDA error " + std::to_string(status.cuda_error) + ")");
+}
+
+inline DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half: return DType::kFloat16;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::Bool: return DType::kBool;
+    default: fail("a tensor has a dtype that no kernel takes: float16, bfloat16, float32, float64 or bool are needed");
+  }
+}
+
+inline ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16: return ScalarType::Half;
+    case DType::kBFloat16: return ScalarType::BFloat16;
+    case DType::kFloat32: return ScalarType::Float;
+    case DType::kFloat64: return ScalarType::Double;
+    case DType::kBool: return ScalarType::Bool;
+  }
+  return ScalarType::Undefined;
+}
+
+template <int Rank>
+View<Rank> view(const Tensor& tensor) {
+  require(tensor.dim() == Rank, "a tensor has the wrong rank");
+  View<Rank> result;
+  result.data = tensor.data_ptr();
+  result.dtype = dtype_of(tensor);
+  for (int i = 0; i < Rank; ++i) result.stride[i] = tensor.stride(i);
+  return result;
+}
+
+template <int Rank>
+View<Rank> view(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? view<Rank>(*tensor) : View<Rank>{};
+}
+
+// One value of beta per image; a tensor of one value is broadcast by a stride of 0.
+inline View1 beta_view(const Tensor& beta, int64_t batch, DType accumulate) {
+  require(beta.dim() <= 1 && (beta.numel() == 1 || beta.numel() == batch), "beta needs one value, or one per image");
+  require(dtype_of(beta) == accumulate, "beta needs the accumulate dtype: float64 for float64 features, else float32");
+  View1 result;
+  result.data = beta.data_ptr();
+  result.dtype = accumulate;
+  result.stride[0] = beta.numel() == 1 ? 0 : beta.stride(0);
+  return result;
+}
+
+inline void require_same_device(const Tensor& tensor, const Tensor& reference) {
+  require(tensor.is_cuda() == reference.is_cuda() && tensor.get_device() == reference.get_device(),
+          "all tensors need to be on one device");
+}
+
+inline void require_same_device(const std::optional<Tensor>& tensor, const Tensor& reference) {
+  if (tensor.has_value()) require_same_device(*tensor, reference);
+}
+
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
+}
+
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, DType dtype) {
+  return empty(like, sizes, scalar_type(dtype));
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes.push_back(tensor.size(d));
+  return sizes;
+}
+
+inline void require_pair(const Tensor& fa, const Tensor& fb) {
+  require(fa.dim() == 4 && fb.dim() == 4, "fa and fb need to be (B, C, H, W)");
+  require(fa.scalar_type() == fb.scalar_type() && dtype_of(fa) != DType::kBool, "fa and fb need one floating dtype");
+  require(fa.size(0) == fb.size(0) && fa.size(1) == fb.size(1), "fa and fb differ in batch size or channels");
+  for (int64_t d = 1; d < 4; ++d) require(fa.size(d) > 0 && fb.size(d) > 0, "fa and fb need at least one element");
+  require_same_device(fb, fa);
+}
+
+inline View3 mask_view(const std::optional<Tensor>& mask, const Tensor& like, int64_t height, int64_t width) {
+  if (!mask.has_value()) return {};
+  require_same_device(*mask, like);
+  require(mask->dim() == 3 && mask->size(0) == like.size(0) && mask->size(1) == height && mask->size(2) == width,
+          "a mask needs to be (B, H, W), of the features' size");
+  return view<3>(*mask);
+}
+
+inline void require_flow_and_lse(const Tensor& flow, const Tensor& lse, int64_t batch, int64_t height, int64_t width,
+                                 DType accumulate) {
+  require(dtype_of(flow) == accumulate && sizes_of(flow) == std::vector<int64_t>({batch, 2, height, width}),
+          "flow needs to be the output of the forward");
+  require(dtype_of(lse) == accumulate && sizes_of(lse) == std::vector<int64_t>({batch, height, width}),
+          "lse needs to be the output of the forward");
+}
+
+template <int Rank>
+View<Rank> grad_view(const std::optional<Tensor>& grad, const std::vector<int64_t>& sizes, DType dtype) {
+  if (!grad.has_value()) return {};
+  require(dtype_of(*grad) == dtype && sizes_of(*grad) == sizes, "an incoming gradient has the wrong shape or dtype");
+  return view<Rank>(*grad);
+}
+
+// What an output that nobody needs is returned as.
+inline Tensor nothing(const Tensor& like, DType dtype) { return empty(like, {0}, dtype); }
+
+inline Tensor converted(const Tensor& tensor, DType dtype) {
+  return dtype_of(tensor) == dtype ? tensor : torch::stable::to(tensor, scalar_type(dtype));
+}
+
+}  // namespace cosegflow::binding

@@ -1,0 +1,98 @@
+// torch.ops.cosegflow.warp and its backward.
+#include <string>
+#include <tuple>
+
+#include "cosegflow/warp.h"
+#include "torch/execution.h"
+
+namespace cosegflow::binding {
+namespace {
+
+struct Forward {
+  static size_t bytes_cpu(const WarpParams&, const CpuRuntime&) { return 0; }
+  static Status run_cpu(const WarpParams& p, void*, const CpuRuntime& runtime) { return warp_forward_cpu(p, runtime); }
+#if defined(COSEGFLOW_WITH_CUDA)
+  static size_t bytes_cuda(const WarpParams&) { return 0; }
+  static Status run_cuda(const WarpParams& p, void*, Stream stream) { return warp_forward_cuda(p, stream); }
+#endif
+};
+
+struct Backward {
+  static size_t bytes_cpu(const WarpParams&, const CpuRuntime&) { return 0; }
+  static Status run_cpu(const WarpParams& p, void*, const CpuRuntime& runtime) { return warp_backward_cpu(p, runtime); }
+#if defined(COSEGFLOW_WITH_CUDA)
+  static size_t bytes_cuda(const WarpParams&) { return 0; }
+  static Status run_cuda(const WarpParams& p, void*, Stream stream) { return warp_backward_cuda(p, stream); }
+#endif
+};
+
+WarpParams params_of(const Tensor& x, const Tensor& flow, const std::string& mode, const std::string& padding) {
+  require(x.dim() == 4, "x needs to be (B, C, H, W)");
+  require(flow.dim() == 4 && flow.size(0) == x.size(0) && flow.size(1) == 2, "flow needs to be (B, 2, Ho, Wo)");
+  require(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, "x needs at least one channel and one pixel");
+  require(flow.size(2) > 0 && flow.size(3) > 0, "flow needs at least one pixel");
+  require(x.size(2) < INT32_MAX - 8 && x.size(3) < INT32_MAX - 8, "x has too many rows or columns");
+  require_same_device(flow, x);
+  require(mode == "bilinear" || mode == "nearest", "mode needs to be 'bilinear' or 'nearest'");
+  require(padding == "zeros" || padding == "border", "padding needs to be 'zeros' or 'border'");
+  WarpParams p;
+  p.batch = x.size(0), p.channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
+  p.out_height = flow.size(2), p.out_width = flow.size(3);
+  p.mode = mode == "nearest" ? WarpMode::kNearest : WarpMode::kBilinear;
+  p.padding = padding == "border" ? WarpPadding::kBorder : WarpPadding::kZeros;
+  p.x = view<4>(x);
+  p.flow = view<4>(flow);
+  require(p.flow.dtype == accumulate_type(p.x.dtype), "flow needs to be float64 for a float64 x, else float32");
+  return p;
+}
+
+std::tuple<Tensor, Tensor> warp(Tensor x, Tensor flow, std::string mode, std::string padding) {
+  WarpParams p = params_of(x, flow, mode, padding);
+  Tensor out = empty(x, {p.batch, p.channels, p.out_height, p.out_width}, p.x.dtype);
+  Tensor valid = empty(x, {p.batch, p.out_height, p.out_width}, DType::kBool);
+  p.out = view<4>(out);
+  p.valid = view<3>(valid);
+  if (p.batch > 0) execute<Forward>(x, p);
+  return {out, valid};
+}
+
+std::tuple<Tensor, Tensor> warp_backward(Tensor grad_out, Tensor x, Tensor flow, std::string mode, std::string padding,
+                                         bool need_x, bool need_flow, bool deterministic) {
+  WarpParams p = params_of(x, flow, mode, padding);
+  p.deterministic = deterministic;
+  require_same_device(grad_out, x);
+  p.grad_out = view<4>(grad_out);
+  require(p.grad_out.dtype == p.x.dtype && grad_out.size(0) == p.batch && grad_out.size(1) == p.channels &&
+              grad_out.size(2) == p.out_height && grad_out.size(3) == p.out_width,
+          "grad_out needs the shape and the dtype of the output");
+  const DType accumulate = accumulate_type(p.x.dtype);
+  Tensor grad_x = need_x ? empty(x, {p.batch, p.channels, p.height, p.width}, accumulate) : nothing(x, p.x.dtype);
+  Tensor grad_flow = need_flow ? empty(x, {p.batch, 2, p.out_height, p.out_width}, accumulate) : nothing(x, accumulate);
+  if (need_x) p.grad_x = view<4>(grad_x);
+  if (need_flow) p.grad_flow = view<4>(grad_flow);
+  if (p.batch > 0) execute<Backward>(x, p);
+  return {converted(grad_x, p.x.dtype), grad_flow};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
+  m.def("warp(Tensor x, Tensor flow, str mode=\"bilinear\", str padding=\"zeros\") -> (Tensor out, Tensor valid)");
+  m.def(
+      "warp_backward(Tensor grad_out, Tensor x, Tensor flow, str mode, str padding, bool need_x, bool need_flow, "
+      "bool deterministic) -> (Tensor grad_x, Tensor grad_flow)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cosegflow, CPU, m) {
+  m.impl("warp", TORCH_BOX(&warp));
+  m.impl("warp_backward", TORCH_BOX(&warp_backward));
+}
+
+#if defined(COSEGFLOW_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(cosegflow, CUDA, m) {
+  m.impl("warp", TORCH_BOX(&warp));
+  m.impl("warp_backward", TORCH_BOX(&warp_backward));
+}
+#endif
+
+}  // namespace cosegflow::binding

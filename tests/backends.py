@@ -1,0 +1,210 @@
+"""The backends that every test of an operation runs on: `cpu`, `cuda` where there is one, and `hostsim`.
+
+A backend has the operators of `torch.ops.cosegflow`, differentiable, on tensors of the CPU: `cuda` moves them, and
+`hostsim` hands NumPy arrays to the CUDA sources that g++ compiled. So a test is written once.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cosegflow.reference import accumulate_dtype
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@lru_cache
+def hostsim_module() -> Any:
+    """The compiled `cosegflow_hostsim`: that of COSEGFLOW_HOSTSIM_MODULE (a path), or built now."""
+    sys.path.insert(0, str(ROOT / "csrc" / "hostsim"))
+    try:
+        build = importlib.import_module("build")
+    finally:
+        sys.path.pop(0)
+    path = os.environ.get("COSEGFLOW_HOSTSIM_MODULE")
+    return build.import_module(path if path else build.build("plain"))
+
+
+def to_numpy(tensor: Tensor | None) -> np.ndarray | None:
+    """The same memory and strides as NumPy; bfloat16 as uint16."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach()
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def to_torch(array: np.ndarray | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    """A tensor of an array that a binding returned; uint16 is bfloat16."""
+    if array is None:
+        return None
+    tensor = torch.from_numpy(array)
+    if tensor.dtype == torch.uint16:
+        tensor = tensor.view(torch.bfloat16)
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def beta_per_image(beta: Tensor, batch: int) -> np.ndarray:
+    """(B,) with stride 0 where one value serves all images."""
+    return beta.detach().reshape(-1).expand(batch).numpy()
+
+
+class _Warp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, flow, mode, padding, deterministic):
+        ctx.save_for_backward(x, flow)
+        ctx.options = (mode, padding, deterministic)
+        out, valid = hostsim_module().warp(to_numpy(x), to_numpy(flow), mode, padding)
+        valid = to_torch(valid)
+        ctx.mark_non_differentiable(valid)
+        return to_torch(out), valid
+
+    @staticmethod
+    def backward(ctx, grad_out, _):
+        x, flow = ctx.saved_tensors
+        mode, padding, deterministic = ctx.options
+        need = ctx.needs_input_grad[:2]
+        grads = hostsim_module().warp_backward(
+            to_numpy(grad_out), to_numpy(x), to_numpy(flow), mode, padding, *need, deterministic
+        )
+        return to_torch(grads[0], x.dtype), to_torch(grads[1]), None, None, None
+
+
+class _Correlation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, fa, fb, normalize, relu, simple):
+        corr = hostsim_module().correlation(to_numpy(fa), to_numpy(fb), normalize, relu, simple)
+        corr = to_torch(corr)
+        ctx.save_for_backward(fa, fb, corr)
+        ctx.options = (normalize, relu, simple)
+        return corr
+
+    @staticmethod
+    def backward(ctx, grad):
+        fa, fb, corr = ctx.saved_tensors
+        arrays = [to_numpy(t) for t in (grad.contiguous(), fa, fb, corr)]
+        need = tuple(ctx.needs_input_grad[:2])
+        grads = hostsim_module().correlation_backward(*arrays, *ctx.options, need)
+        return (*(to_torch(g, fa.dtype) for g in grads), None, None, None)
+
+
+class _SoftArgmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, corr, mask_b, beta, simple):
+        ctx.set_materialize_grads(False)
+        per_image = beta_per_image(beta, corr.shape[0])
+        corr = corr.contiguous()
+        outputs = hostsim_module().soft_argmax(to_numpy(corr), to_numpy(mask_b), per_image, simple)
+        flow, lse, confidence = (to_torch(o) for o in outputs)
+        ctx.save_for_backward(corr, mask_b, beta, flow, lse)
+        ctx.simple = simple
+        ctx.mark_non_differentiable(confidence)
+        return flow, lse, confidence
+
+    @staticmethod
+    def backward(ctx, grad_flow, grad_lse, _):
+        corr, mask_b, beta, flow, lse = ctx.saved_tensors
+        need = tuple(ctx.needs_input_grad[:3])
+        grads = hostsim_module().soft_argmax_backward(
+            to_numpy(corr), to_numpy(mask_b), beta_per_image(beta, corr.shape[0]), to_numpy(flow), to_numpy(lse),
+            to_numpy(grad_flow), to_numpy(grad_lse), ctx.simple, need,
+        )  # fmt: skip
+        grad_corr, grad_mask_b, grad_beta = (to_torch(g) for g in grads)
+        return (
+            grad_corr,
+            grad_mask_b if grad_mask_b is None else grad_mask_b.to(mask_b.dtype),
+            grad_beta if grad_beta is None or beta.dim() == 1 else grad_beta.sum(),
+            None,
+        )
+
+
+class _Match(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes):
+        ctx.set_materialize_grads(False)
+        arrays = [to_numpy(t) for t in (fa, fb, mask_a, mask_b)]
+        outputs = hostsim_module().match(*arrays, beta_per_image(beta, fa.shape[0]), normalize, simple)
+        flow, lse, confidence = (to_torch(o) for o in outputs)
+        ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow, lse)
+        ctx.options = (normalize, simple, chunk_bytes)
+        ctx.mark_non_differentiable(confidence)
+        return flow, lse, confidence
+
+    @staticmethod
+    def backward(ctx, grad_flow, grad_lse, _):
+        fa, fb, mask_a, mask_b, beta, flow, lse = ctx.saved_tensors
+        normalize, simple, chunk_bytes = ctx.options
+        need = tuple(ctx.needs_input_grad[i] for i in (0, 1, 3, 4))
+        grads = hostsim_module().match_backward(
+            *(to_numpy(t) for t in (fa, fb, mask_a, mask_b)), beta_per_image(beta, fa.shape[0]),
+            *(to_numpy(t) for t in (flow, lse, grad_flow, grad_lse)), normalize, simple, need, chunk_bytes=chunk_bytes,
+        )  # fmt: skip
+        grad_fa, grad_fb, grad_mask_b, grad_beta = (to_torch(g) for g in grads)
+        if grad_mask_b is not None:
+            grad_mask_b = grad_mask_b.to(mask_b.dtype)
+        if grad_beta is not None and beta.dim() == 0:
+            grad_beta = grad_beta.sum()
+        return grad_fa, grad_fb, None, grad_mask_b, grad_beta, None, None, None
+
+
+class Hostsim:
+    """The CUDA sources under the simulator. `simple` chooses the plainly right kernels."""
+
+    name = "hostsim"
+
+    def warp(self, x, flow, mode="bilinear", padding="zeros", deterministic=False):
+        return _Warp.apply(x, flow.to(accumulate_dtype(x.dtype)), mode, padding, deterministic)
+
+    def correlation(self, fa, fb, normalize=False, relu=False, simple=False):
+        return _Correlation.apply(fa, fb, normalize, relu, simple)
+
+    def soft_argmax(self, corr, mask_b, beta, simple=False):
+        return _SoftArgmax.apply(corr, mask_b, beta, simple)
+
+    def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
+        return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes)
+
+
+class Torch:
+    """torch.ops.cosegflow on a device; takes and returns tensors of the CPU."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _run(self, operator: Any, *args: Any) -> Any:
+        moved = [a.to(self.name) if isinstance(a, Tensor) else a for a in args]
+        result = operator(*moved)
+        return result.cpu() if isinstance(result, Tensor) else tuple(r.cpu() for r in result)
+
+    def warp(self, x, flow, mode="bilinear", padding="zeros", deterministic=False):
+        flow = flow.to(accumulate_dtype(x.dtype))
+        return self._run(torch.ops.cosegflow.warp, x, flow, mode, padding)
+
+    def correlation(self, fa, fb, normalize=False, relu=False, simple=False):
+        return self._run(torch.ops.cosegflow.correlation, fa, fb, normalize, relu, simple)
+
+    def soft_argmax(self, corr, mask_b, beta, simple=False):
+        return self._run(torch.ops.cosegflow.soft_argmax, corr, mask_b, beta, simple)
+
+    def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
+        return self._run(torch.ops.cosegflow.match, fa, fb, mask_a, mask_b, beta, normalize, simple)
+
+
+def get(name: str) -> Any:
+    """The backend of this name; skips the test with the reason where it cannot run."""
+    if name == "hostsim":
+        return Hostsim()
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device: hostsim runs the same kernels")
+    return Torch(name)
+
+
+NAMES = ("cpu", "hostsim", "cuda")

@@ -1,0 +1,157 @@
+"""warp on every backend, against reference.warp in float64."""
+
+import pytest
+import torch
+from errors import EPS, assert_close
+
+import cosegflow
+from cosegflow import reference
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# (B, C, H, W, Ho, Wo)
+SHAPES = [(2, 3, 7, 5, 4, 6), (1, 1, 1, 1, 1, 1), (1, 17, 13, 11, 13, 11), (3, 2, 1, 9, 5, 1), (2, 33, 2, 3, 17, 19)]
+
+
+def difficult_flow(batch: int, height: int, width: int) -> torch.Tensor:
+    """Inside, outside, on pixel centres, on the border, non-finite, and enormous."""
+    flow = torch.randn(batch, 2, height, width, dtype=torch.float64) * 3
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 0.0, 1.0, -1.0, 0.5])
+    flat = flow.flatten()
+    where = torch.randperm(flat.numel())[: flat.numel() // 3]
+    flat[where] = special[torch.randint(len(special), (len(where),))].double()
+    return flat.reshape(flow.shape)
+
+
+def on_the_grid_of(dtype: torch.dtype, flow: torch.Tensor) -> torch.Tensor:
+    """Flows whose sums with pixel coordinates are exact in float32, so that no tap flips between precisions."""
+    return flow if dtype == torch.float64 else (flow * 256).round() / 256
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_values_and_gradients(backend, shape, mode, padding, dtype):
+    batch, channels, height, width, ho, wo = shape
+    x = torch.randn(batch, channels, height, width).to(dtype).requires_grad_()
+    flow = on_the_grid_of(dtype, difficult_flow(batch, ho, wo)).to(reference.accumulate_dtype(dtype)).requires_grad_()
+    x64, flow64 = x.detach().double().requires_grad_(), flow.detach().double().requires_grad_()
+
+    out, valid = backend.warp(x, flow, mode, padding)
+    expected, expected_valid = reference.warp(x64, flow64, mode, padding)
+    assert out.dtype == dtype
+    assert_close(out, expected, 4 * EPS[dtype], "out")
+    assert torch.equal(valid, expected_valid)
+
+    grad = torch.randn(expected.shape).to(dtype)
+    out.backward(grad)
+    expected.backward(grad.double())
+    accumulate_eps = EPS[reference.accumulate_dtype(dtype)]
+    assert x.grad.dtype == dtype
+    assert_close(x.grad, x64.grad, 4 * EPS[dtype] + 40 * accumulate_eps, "grad x")
+    if mode == "bilinear":
+        assert_close(flow.grad, flow64.grad, 100 * accumulate_eps, "grad flow")
+    else:
+        assert torch.equal(flow.grad, torch.zeros_like(flow.grad))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layouts(backend, dtype):
+    base = torch.randn(2, 8, 6, 10).to(dtype)
+    flow = difficult_flow(2, 5, 7).float()
+    expected = backend.warp(base, flow)[0]
+    spaced = torch.zeros(2, 16, 6, 20, dtype=dtype)[:, ::2, :, ::2]
+    spaced.copy_(base)
+    for x in (base.contiguous(memory_format=torch.channels_last), spaced):
+        assert torch.equal(backend.warp(x, flow)[0], expected)
+    strided_flow = torch.stack((flow, flow), dim=-1)[..., 0]
+    assert torch.equal(backend.warp(base, strided_flow)[0], expected)
+    one = base[:1]
+    assert torch.equal(
+        backend.warp(one.expand(2, -1, -1, -1), flow)[0], backend.warp(one.repeat(2, 1, 1, 1), flow)[0]
+    )
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_gradcheck(backend, padding):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    # Away from the pixel centres, where the bilinear surface has kinks.
+    flow = (torch.randint(-3, 4, (2, 2, 3, 4)).double() + 0.2 + 0.6 * torch.rand(2, 2, 3, 4).double()).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, f: backend.warp(x, f, "bilinear", padding)[0], (x, flow))
+
+
+def test_gradgradcheck():
+    x = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    flow = (torch.randint(-2, 3, (1, 2, 3, 4)).double() + 0.3 + 0.4 * torch.rand(1, 2, 3, 4).double()).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x, f: cosegflow.warp(x, f), (x, flow))
+
+
+def test_outside_is_zero_in_every_sense(backend):
+    x = torch.randn(1, 2, 4, 4, requires_grad=True)
+    flow = torch.full((1, 2, 4, 4), float("nan"), requires_grad=True)
+    for padding in ("zeros", "border"):
+        x.grad = flow.grad = None
+        out, valid = backend.warp(x, flow, "bilinear", padding)
+        out.backward(torch.full_like(out, float("inf")))
+        assert torch.equal(out, torch.zeros_like(out)) and not valid.any()
+        assert torch.equal(x.grad, torch.zeros_like(x)) and torch.equal(flow.grad, torch.zeros_like(flow))
+
+
+def test_identity_and_shift(backend):
+    x = torch.randn(1, 3, 5, 6)
+    assert torch.equal(backend.warp(x, torch.zeros(1, 2, 5, 6))[0], x)
+    shift = torch.zeros(1, 2, 5, 6)
+    shift[:, 0] = 1  # one pixel to the right: out[..., j] = x[..., j + 1]
+    out, valid = backend.warp(x, shift)
+    assert torch.equal(out[..., :-1], x[..., 1:]) and torch.equal(out[..., -1], torch.zeros(1, 3, 5))
+    assert valid[..., :-1].all() and not valid[..., -1].any()
+
+
+def test_empty_batch(backend):
+    out, valid = backend.warp(torch.zeros(0, 3, 4, 5), torch.zeros(0, 2, 6, 7))
+    assert out.shape == (0, 3, 6, 7) and valid.shape == (0, 6, 7)
+
+
+def test_deterministic_gradient():
+    """hostsim: the kernel that `use_deterministic_algorithms` selects gives the same bits in any thread order."""
+    import backends
+
+    module, backend = backends.hostsim_module(), backends.Hostsim()
+    x = torch.randn(2, 3, 8, 8)
+    flow = torch.randn(2, 2, 16, 16) * 4
+    grad = torch.randn(2, 3, 16, 16)
+    results = []
+    try:
+        for order, seed in (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)):
+            module.set_order(order, seed)
+            leaf = x.clone().requires_grad_()
+            backend.warp(leaf, flow, deterministic=True)[0].backward(grad)
+            results.append(leaf.grad)
+    finally:
+        module.set_order("forward", 0)
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+@pytest.mark.parametrize(
+    "arguments, options, message",
+    [
+        ((torch.zeros(3, 4, 5), torch.zeros(1, 2, 4, 5)), {}, r"x must have shape \(B, C, H, W\), got \(3, 4, 5\)"),
+        ((torch.zeros(1, 3, 4, 5), torch.zeros(1, 3, 4, 5)), {}, r"flow must have shape \(1, 2, Ho, Wo\)"),
+        ((torch.zeros(2, 3, 4, 5), torch.zeros(1, 2, 4, 5)), {}, r"flow must have shape \(2, 2, Ho, Wo\)"),
+        ((torch.zeros(1, 3, 0, 5), torch.zeros(1, 2, 4, 5)), {}, r"x must have at least one channel, row and column"),
+        ((torch.zeros(1, 3, 4, 5), torch.zeros(1, 2, 4, 5)), {"mode": "cubic"}, r"mode must be .* got 'cubic'"),
+        ((torch.zeros(1, 3, 4, 5), torch.zeros(1, 2, 4, 5)), {"padding": "wrap"}, r"padding must be .* got 'wrap'"),
+    ],
+)
+def test_wrong_values(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        cosegflow.warp(*arguments, **options)
+
+
+def test_wrong_types():
+    with pytest.raises(TypeError, match=r"x must be float16.* got torch.int64"):
+        cosegflow.warp(torch.zeros(1, 3, 4, 5, dtype=torch.long), torch.zeros(1, 2, 4, 5))
+    with pytest.raises(TypeError, match=r"flow must be a tensor, got list"):
+        cosegflow.warp(torch.zeros(1, 3, 4, 5), [0.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"flow must be on the device of x, meta, got cpu"):
+        cosegflow.warp(torch.zeros(1, 3, 4, 5, device="meta"), torch.zeros(1, 2, 4, 5))
