@@ -4,9 +4,11 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 WHEELHOUSE ?= dist
+SMOKE_TORCH ?= torch==2.11.0
+SMOKE_VENV ?= build/smoke-venv
 export MPLBACKEND ?= Agg
 
-.PHONY: install demo test wheel lint format gpu-check bench clean
+.PHONY: install demo test wheel smoke lint format gpu-check bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +29,13 @@ wheel: install
 	rm -rf $(WHEELHOUSE)
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(WHEELHOUSE) .
 	@ls -l $(WHEELHOUSE)
+
+# The wheel under another torch than it was built with: same file, second environment.
+smoke: wheel
+	$(PYTHON) -m venv $(SMOKE_VENV)
+	$(SMOKE_VENV)/bin/python -m pip install --quiet "$(SMOKE_TORCH)" numpy
+	$(SMOKE_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall $(WHEELHOUSE)/*.whl
+	cd $(SMOKE_VENV) && bin/python $(CURDIR)/tests/smoke.py
 
 lint: install
 	$(BIN)/ruff check .

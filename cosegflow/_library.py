@@ -27,7 +27,7 @@ def load_error() -> BaseException | None:
 
 
 def build_info() -> dict[str, Any]:
-    """What the build recorded: keys ``cuda``, ``cuda_reason``, ``arch_list``, ``torch``, ``torch_target``, ``python``."""
+    """What the build recorded: ``cuda``, ``cuda_reason``, ``arch_list``, ``torch``, ``torch_target``, ``python``."""
     path = Path(__file__).with_name("_build_info.json")
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -40,13 +40,13 @@ def require(device: torch.device) -> None:
     """Raises RuntimeError where the kernels for tensors on `device` do not exist, with the reason and the remedy."""
     if _load_error is not None:
         raise RuntimeError(
-            f"cosegflow's compiled kernels could not be loaded: {_load_error}. They need torch >= 2.10 and are built by "
-            "`pip install --no-build-isolation .` in the source folder; `python -m cosegflow.info` tells more."
+            f"cosegflow's compiled kernels could not be loaded: {_load_error}. They need torch >= 2.10 and are built "
+            "by `pip install --no-build-isolation .` in the source folder; `python -m cosegflow.info` tells more."
         ) from _load_error
     if device.type == "cuda" and not HAS_CUDA_KERNELS:
         raise RuntimeError(
-            f"this build of cosegflow has no CUDA kernels: {_BUILD_INFO.get('cuda_reason', 'no build record')}. Install "
-            "the CUDA toolkit (nvcc), then reinstall with COSEGFLOW_FORCE_CUDA=1."
+            f"this build of cosegflow has no CUDA kernels: {_BUILD_INFO.get('cuda_reason', 'no build record')}. "
+            "Install the CUDA toolkit (nvcc), then reinstall with COSEGFLOW_FORCE_CUDA=1."
         )
     if device.type not in ("cpu", "cuda", "meta"):
         raise RuntimeError(f"cosegflow has kernels for cpu and cuda, not for tensors on {device}")

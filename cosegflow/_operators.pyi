@@ -3,7 +3,9 @@ from torch import Tensor
 class Operators:
     """The operators of `torch.ops.cosegflow`. Masks are (B, H, W); beta is a tensor of one value or (B,)."""
 
-    def warp(self, x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> tuple[Tensor, Tensor]: ...
+    def warp(
+        self, x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros"
+    ) -> tuple[Tensor, Tensor]: ...
     def warp_backward(
         self,
         grad_out: Tensor,

@@ -33,7 +33,8 @@ def report() -> str:
     error = _library.load_error()
     lines = [
         f"cosegflow        {__version__}",
-        f"torch            {torch.__version__} (CUDA {torch.version.cuda or 'none'}), {torch.get_num_threads()} threads",
+        f"torch            {torch.__version__} (CUDA {torch.version.cuda or 'none'})",
+        f"threads          {torch.get_num_threads()}",
         f"python           {platform.python_version()}, {platform.platform()}",
         f"built with       torch {build.get('torch', '?')}, stable ABI of torch {build.get('torch_target', '?')}",
         f"CUDA kernels     {'nvcc ' + build['cuda'] if build.get('cuda') else 'not built'}"

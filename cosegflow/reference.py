@@ -7,6 +7,8 @@ Positions that a mask excludes are *selected* away (``torch.where``), never mult
 each ``where`` also guards the branch it does not take, because its gradient would otherwise be 0 * inf.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,9 @@ from torch import Tensor
 from cosegflow.types import Matches
 
 NORM_EPS = 1e-12
+
+Size = Sequence[int]
+"""Height, width."""
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -46,8 +51,10 @@ def correlation(fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = Fa
     return (corr.relu() if relu else corr).to(fa.dtype)
 
 
-def _expected_positions(scores: Tensor, allowed: Tensor, log_weight: Tensor, beta: Tensor, size_b: tuple[int, int]):
-    """Soft argmax over the last dimension of scores (B, Na, Nb): expected (x, y) (B, Na, 2), lse, confidence, row_ok."""
+def _expected_positions(
+    scores: Tensor, allowed: Tensor, log_weight: Tensor, beta: Tensor, size_b: Size
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Soft argmax over the last dimension of scores (B, Na, Nb): expected (x, y) (B, Na, 2), lse, confidence, ok."""
     scores = torch.where(allowed, scores, 0.0)
     logits = beta.reshape(-1, 1, 1) * scores + log_weight
     row_ok = allowed.any(-1)
@@ -55,13 +62,15 @@ def _expected_positions(scores: Tensor, allowed: Tensor, log_weight: Tensor, bet
     weight = torch.where(allowed, torch.exp(torch.where(allowed, logits - peak, 0.0)), 0.0)
     total = torch.where(row_ok, weight.sum(-1), 1.0)
     p = weight / total.unsqueeze(-1)
-    positions = pixel_grid(*size_b, like=scores).flatten(1).T  # (Nb, 2)
+    positions = pixel_grid(size_b[0], size_b[1], scores).flatten(1).T  # (Nb, 2)
     lse = torch.where(row_ok, peak.squeeze(-1) + total.log(), -torch.inf)
     return p @ positions, lse, p.amax(-1).detach(), row_ok
 
 
-def _to_matches(scores: Tensor, mask_a: Tensor | None, mask_b: Tensor | None, beta: Tensor, sizes: Tensor | tuple):
-    (ha, wa), (hb, wb) = sizes
+def _to_matches(
+    scores: Tensor, mask_a: Tensor | None, mask_b: Tensor | None, beta: Tensor, size_a: Size, size_b: Size
+) -> Matches:
+    (ha, wa), (hb, wb) = size_a, size_b
     batch = scores.shape[0]
     if mask_b is None:
         allowed = torch.ones_like(scores, dtype=torch.bool)
@@ -74,7 +83,7 @@ def _to_matches(scores: Tensor, mask_a: Tensor | None, mask_b: Tensor | None, be
     if mask_a is not None:
         allowed = allowed & (mask_a.reshape(batch, ha * wa, 1) > 0)
     expected, lse, confidence, row_ok = _expected_positions(scores, allowed, log_weight, beta, (hb, wb))
-    flow = expected.transpose(1, 2).reshape(batch, 2, ha, wa) - pixel_grid(ha, wa, like=scores)
+    flow = expected.transpose(1, 2).reshape(batch, 2, ha, wa) - pixel_grid(ha, wa, scores)
     flow = torch.where(row_ok.reshape(batch, 1, ha, wa), flow, 0.0)
     return Matches(flow, lse.reshape(batch, ha, wa), confidence.reshape(batch, ha, wa))
 
@@ -83,7 +92,7 @@ def soft_argmax(corr: Tensor, mask_b: Tensor | None, beta: Tensor) -> Matches:
     """Mask-aware soft argmax of a volume (B, Ha, Wa, Hb, Wb); excluded entries of the volume are never read."""
     batch, ha, wa, hb, wb = corr.shape
     scores = corr.to(accumulate_dtype(corr.dtype)).reshape(batch, ha * wa, hb * wb)
-    return _to_matches(scores, None, mask_b, beta.to(scores.dtype), ((ha, wa), (hb, wb)))
+    return _to_matches(scores, None, mask_b, beta.to(scores.dtype), (ha, wa), (hb, wb))
 
 
 def match(
@@ -97,7 +106,7 @@ def match(
     if mask_b is not None:
         b = torch.where(mask_b.unsqueeze(1) > 0, b, 0.0)
     scores = correlation(a, b, normalize=normalize).flatten(3).flatten(1, 2)
-    return _to_matches(scores, mask_a, mask_b, beta.to(acc), (fa.shape[2:], fb.shape[2:]))
+    return _to_matches(scores, mask_a, mask_b, beta.to(acc), fa.shape[2:], fb.shape[2:])
 
 
 def warp(x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> tuple[Tensor, Tensor]:
@@ -107,7 +116,7 @@ def warp(x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros"
     acc = accumulate_dtype(x.dtype)
     flow = flow.to(acc)
     finite = torch.isfinite(flow).all(1)
-    at = pixel_grid(ho, wo, like=flow) + torch.where(finite.unsqueeze(1), flow, 0.0)
+    at = pixel_grid(ho, wo, flow) + torch.where(finite.unsqueeze(1), flow, 0.0)
     px, py = at[:, 0], at[:, 1]
     valid = finite & (px >= 0) & (px <= width - 1) & (py >= 0) & (py <= height - 1)
     # Far outside nothing depends on the distance; the clamp keeps the integer conversion defined.

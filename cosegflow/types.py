@@ -25,7 +25,7 @@ class IndexedMatches(NamedTuple):
     flow: Tensor
     lse: Tensor
     confidence: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple.index is hidden, as the contract names the field
     """(B, Ha, Wa) int64, flat position ``y * Wb + x`` of the most probable target; -1 where nothing matches."""
     score: Tensor
     """(B, Ha, Wa), the score (before beta and mask) at `index`; -inf where nothing matches."""

@@ -67,9 +67,7 @@ def test_layouts(backend, dtype):
     strided_flow = torch.stack((flow, flow), dim=-1)[..., 0]
     assert torch.equal(backend.warp(base, strided_flow)[0], expected)
     one = base[:1]
-    assert torch.equal(
-        backend.warp(one.expand(2, -1, -1, -1), flow)[0], backend.warp(one.repeat(2, 1, 1, 1), flow)[0]
-    )
+    assert torch.equal(backend.warp(one.expand(2, -1, -1, -1), flow)[0], backend.warp(one.repeat(2, 1, 1, 1), flow)[0])
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border"])

@@ -1,5 +1,9 @@
 """The public operations, one module each."""
 
+from cosegflow.ops._trust import warmup
+from cosegflow.ops.correlation import correlation
+from cosegflow.ops.match import match
+from cosegflow.ops.soft_argmax import soft_argmax
 from cosegflow.ops.warp import warp
 
-__all__ = ["warp"]
+__all__ = ["correlation", "match", "soft_argmax", "warmup", "warp"]

@@ -1,6 +1,7 @@
 """Checks of arguments: each failure is one error that names the argument, what came and what is needed."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def require_device(name: str, value: Tensor, other_name: str, other: Tensor) -> 
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
-def as_mask(name: str, mask: Tensor | None, batch: int, height: int, width: int, like: Tensor) -> Tensor | None:
+def as_mask(name: str, mask: Tensor | None, batch: int, size: Sequence[int], like: Tensor) -> Tensor | None:
     """The mask as (B, H, W), or None; (B, 1, H, W) means the same. Floating or bool, on the device of `like`."""
     if mask is None:
         return None
@@ -56,6 +57,7 @@ def as_mask(name: str, mask: Tensor | None, batch: int, height: int, width: int,
         raise TypeError(f"{name} must be floating or bool, got {mask.dtype}; for a mask of integers pass `{name} > 0`")
     if mask.dim() == 4 and mask.shape[1] == 1:
         mask = mask.squeeze(1)
+    height, width = size
     if tuple(mask.shape) != (batch, height, width):
         raise ValueError(
             f"{name} must have shape {(batch, height, width)} or {(batch, 1, height, width)}, got {tuple(mask.shape)}"

@@ -7,7 +7,6 @@ Rejected: autograd.Function around the kernels, because torch.compile of 2.13 fa
 which the stable ABI does not have.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,12 +15,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("cosegflow", "IMPL")  # keeps the Python kernels registered while it lives
-
-
-@torch.compiler.assume_constant_result
-def simple_kernels() -> bool:
-    """Whether the environment asks for the simple CUDA kernels: COSEGFLOW_SIMPLE=1."""
-    return os.environ.get("COSEGFLOW_SIMPLE", "") not in ("", "0")
 
 
 def sum_to_beta(per_image: Tensor, beta: Tensor) -> Tensor:
@@ -87,8 +80,8 @@ def second_derivative(
                 allow_unused=True,
             )
         )
-        for_inputs = [next(result) for _ in xs]
-        for_grads = [None if g is None else next(result) for g in gs]
+        for_inputs: list[Tensor | None] = [next(result) for _ in xs]
+        for_grads: list[Tensor | None] = [None if g is None else next(result) for g in gs]
     return for_inputs, for_grads
 
 

@@ -1,4 +1,5 @@
 // hostsim: soft_argmax on NumPy arrays. Results are new arrays, in the shapes and dtypes of the C++ API.
+#include <pybind11/stl.h>
 #include <vector>
 
 #include "cosegflow/soft_argmax.h"

@@ -23,13 +23,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Iterable, Iterator, Sequence
 
 REPO = Path(__file__).resolve().parents[2]
 MODULE = "cosegflow_hostsim"
 
+# fmt: off
 COMMON = [
     "-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Werror",
     "-Wno-unknown-pragmas",  # #pragma unroll
@@ -39,9 +40,11 @@ COMMON = [
 ]
 VARIANTS = {
     "plain": ["-O2"],
-    "asan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "asan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+             "-Wno-maybe-uninitialized"],  # g++ warns of its own instrumentation
     "ucontext": ["-O2", "-DCOSEGFLOW_HOSTSIM_UCONTEXT=1"],
 }
+# fmt: on
 # Fast paths of fmaf and of float16 that any x86-64 of the last ten years has; without them fmaf is a slow call.
 FAST_CPU = {"avx2", "fma", "f16c", "bmi2"}
 
@@ -66,15 +69,16 @@ def sources(source_root: Path, ops: Sequence[str] | None = None, extra: Sequence
     hostsim = sorted(p.relative_to(source_root) for p in (source_root / "hostsim").glob("*.cpp"))
     hostsim += sorted(p.relative_to(source_root) for p in (source_root / "hostsim").glob("*.cu"))
     kernels = sorted(p.relative_to(source_root) for p in (source_root / "cuda").rglob("*.cu"))
-    bound = [p.stem[len("bind_"):] for p in hostsim if p.stem.startswith("bind_")]
+    bound = [p.stem[len("bind_") :] for p in hostsim if p.stem.startswith("bind_")]
+    known = {*bound, *(p.stem for p in (source_root / "include" / "cosegflow").glob("*.h"))}  # one header per operation
     if ops is not None:
         unknown = set(ops) - set(bound)
         if unknown:
             raise ValueError(f"no csrc/hostsim/bind_<op>.cpp for {sorted(unknown)}; there are {sorted(bound)}")
         keep = set(ops) | {"runtime"}
-        hostsim = [p for p in hostsim if not p.stem.startswith("bind_") or p.stem[len("bind_"):] in keep]
+        hostsim = [p for p in hostsim if not p.stem.startswith("bind_") or p.stem[len("bind_") :] in keep]
         hostsim = [p for p in hostsim if p.suffix != ".cu" or p.stem.split("_")[0] in {op.split("_")[0] for op in keep}]
-        kernels = [p for p in kernels if _operation_of(p.relative_to("cuda"), bound) in (keep | {None})]
+        kernels = [p for p in kernels if _operation_of(p.relative_to("cuda"), known) in (keep | {None})]
     return hostsim + kernels + [Path(e) for e in extra if Path(e) not in kernels]
 
 
@@ -88,13 +92,16 @@ def _bind_all(names: Sequence[str]) -> str:
     out = ["#include <pybind11/pybind11.h>", "#include <stdexcept>"]
     for name in names:
         declaration = f"__attribute__((weak)) void bind_{name}(pybind11::module_&);"
-        out += [declaration, f"namespace cosegflow {{ {declaration} }}", f"namespace cosegflow::hostsim {{ {declaration} }}"]
-    out += ["void cosegflow_hostsim_bind_all(pybind11::module_& m);", "void cosegflow_hostsim_bind_all(pybind11::module_& m) {"]
+        out += [declaration, f"namespace cosegflow {{ {declaration} }}"]
+        out += [f"namespace cosegflow::hostsim {{ {declaration} }}"]
+    entry = "void cosegflow_hostsim_bind_all(pybind11::module_& m)"
+    out += [f"{entry};", f"{entry} {{"]
     for name in names:
         for namespace in ("", "cosegflow", "cosegflow::hostsim"):
             out.append(f"  if (&{namespace}::bind_{name} != nullptr) {namespace}::bind_{name}(m); else")
-        out.append(f'    throw std::runtime_error("hostsim/bind_{name}.cpp does not define bind_{name}(pybind11::module_&)");')
-    return "\n".join(out + ["}", ""])
+        message = f"hostsim/bind_{name}.cpp does not define bind_{name}(pybind11::module_&)"
+        out.append(f'    throw std::runtime_error("{message}");')
+    return "\n".join([*out, "}", ""])
 
 
 def _object_name(source: Path) -> str:
@@ -112,12 +119,13 @@ def _ninja_file(source_root: Path, out_dir: Path, variant: str, files: Sequence[
         f"cxx = {os.environ.get('CXX', 'g++')}",
         f"flags = {' '.join(flags + include)}",
         f"python = {' '.join(python)}",
-        # Kernels keep default visibility: messages name them through dladdr.
-        "rule kernel", "  command = $cxx $flags -x c++ -MD -MF $out.d -c $in -o $out", "  depfile = $out.d", "  deps = gcc",
+        "rule cpp",
+        "  command = $cxx $flags $extra -x c++ -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
         "  description = g++ $in",
-        "rule cpp", "  command = $cxx $flags $extra -MD -MF $out.d -c $in -o $out", "  depfile = $out.d", "  deps = gcc",
-        "  description = g++ $in",
-        "rule link", f"  command = $cxx -shared -Wl,-Bsymbolic {' '.join(link)} $in -o $out -ldl -pthread",
+        "rule link",
+        f"  command = $cxx -shared -Wl,-Bsymbolic {' '.join(link)} $in -o $out -ldl -pthread",
         "  description = link $out",
     ]
     objects = []
@@ -128,13 +136,12 @@ def _ninja_file(source_root: Path, out_dir: Path, variant: str, files: Sequence[
             continue
         target = _object_name(Path("bind_all.cpp") if source is None else source)
         objects.append(target)
-        if path.suffix == ".cu":
-            lines.append(f"build {target}: kernel {path}")
-            continue
         lines.append(f"build {target}: cpp {path}")
         if path.stem.startswith("bind_") or path.stem == "module":
-            # pybind11 wants hidden symbols; its glue need not be fast, but it is slow to optimise.
-            lines.append("  extra = $python -fvisibility=hidden" + (" -O0" if variant != "asan" else " -fno-sanitize=all"))
+            # pybind11 wants hidden symbols (kernels keep default visibility: messages name them through dladdr). Its
+            # glue need not be fast, but it is slow to optimise.
+            cheap = "-fno-sanitize=all" if variant == "asan" else "-O0"
+            lines.append(f"  extra = $python -fvisibility=hidden {cheap}")
     lines += [f"build {module_filename()}: link {' '.join(objects)}", f"default {module_filename()}", ""]
     return "\n".join(lines)
 
@@ -166,7 +173,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _dependents(out_dir: Path, source_root: Path, changed: set[Path]) -> set[str]:
     """Names of the objects in `out_dir` that were compiled from one of the files `changed` (relative to csrc)."""
-    text = subprocess.run([_ninja(), "-C", str(out_dir), "-t", "deps"], capture_output=True, text=True, check=True).stdout
+    command = [_ninja(), "-C", str(out_dir), "-t", "deps"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     absolute = {str((source_root / c).resolve()) for c in changed}
     stale, target = set(), ""
     for line in text.splitlines():
@@ -211,13 +219,14 @@ def build(
                 done = reuse / _object_name(file)
                 if done.exists() and _object_name(file) not in stale:
                     kept[file] = done
-        names = sorted(f.stem[len("bind_"):] for f in files if f.stem.startswith("bind_"))
+        names = sorted(f.stem[len("bind_") :] for f in files if f.stem.startswith("bind_"))
         _write_if_changed(out_dir / "bind_all.cpp", _bind_all(names))
         _write_if_changed(out_dir / "build.ninja", _ninja_file(source_root, out_dir, variant, files, kept))
         command = [_ninja(), "-C", str(out_dir), "-j", str(jobs)]
-        done_process = subprocess.run(command, capture_output=not verbose, text=True)
-        if done_process.returncode != 0:
-            raise RuntimeError(f"hostsim does not build ({' '.join(command)}):\n{done_process.stdout}{done_process.stderr}")
+        result = subprocess.run(command, capture_output=not verbose, text=True)
+        if result.returncode != 0:
+            output = "" if verbose else result.stdout + result.stderr
+            raise RuntimeError(f"hostsim does not build ({' '.join(command)}):\n{output}")
     return out_dir / module_filename()
 
 
@@ -232,15 +241,17 @@ def import_module(path: Path | str) -> ModuleType:
 
 
 def load() -> ModuleType:
-    """The module that tests use: the one that COSEGFLOW_HOSTSIM_MODULE names, else the plain build, brought up to date."""
+    """The module that COSEGFLOW_HOSTSIM_MODULE names, else the plain build, brought up to date."""
     named = os.environ.get("COSEGFLOW_HOSTSIM_MODULE")
     return import_module(named if named else build())
 
 
 def sanitizer_env() -> dict[str, str]:
     """What to add to the environment of a Python that imports the asan variant."""
+
     def library(name: str) -> str:
-        found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        command = ["g++", f"-print-file-name={name}"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         return str(Path(found).resolve())
 
     return {

@@ -27,7 +27,7 @@ Scheduler& scheduler() {
 }
 
 std::string kernel_name(const Launch& launch) {
-  std::string name = "?";
+  std::string name;  // stays empty for a kernel in an anonymous namespace: the place of the launch says enough
   Dl_info info{};
   if (dladdr(launch.kernel, &info) != 0 && info.dli_sname != nullptr && info.dli_saddr == launch.kernel) {
     int failed = 0;
@@ -39,7 +39,8 @@ std::string kernel_name(const Launch& launch) {
 }
 
 Status failed(const Launch& launch, const std::string& where, const std::string& reason) {
-  message = "hostsim: kernel " + kernel_name(launch) + ", launched at " + launch.site.file + ":" +
+  const std::string name = kernel_name(launch);
+  message = "hostsim: kernel " + name + (name.empty() ? "" : ", ") + "launched at " + launch.site.file + ":" +
             std::to_string(launch.site.line) + where + ": " + reason;
   return {message.c_str(), 0};
 }

@@ -265,7 +265,8 @@ __global__ void mma_speed_kernel(float* out, int parameter) {
 template <class T>
 bool run_shuffle(const char* kind, const PrimitiveTest& t, Stream stream, Status* status) {
   const auto go = [&](auto kernel) {
-    *status = launch(kernel, t.grid, t.block, 0, stream, static_cast<const T*>(t.a), static_cast<T*>(t.out), t.parameter);
+    *status = launch(kernel, dim3(static_cast<unsigned>(t.grid)), dim3(static_cast<unsigned>(t.block)), 0, stream,
+                     static_cast<const T*>(t.a), static_cast<T*>(t.out), t.parameter);
     return true;
   };
   if (std::strcmp(kind, "idx") == 0) return go(shuffle_kernel<T, 0>);

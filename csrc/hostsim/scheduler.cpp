@@ -302,8 +302,8 @@ void Scheduler::deadlock() {
     if (warps_[w].at_collective == 0) continue;
     const int first = 32 * w + __builtin_ctz(warps_[w].at_collective);
     const Thread& t = threads_[static_cast<size_t>(first)];
-    reason += " Lanes " + hex(warps_[w].at_collective) + " of warp " + std::to_string(w) + " wait at a warp collective: " +
-              describe(first) + " at " + t.name + " with mask " + hex(t.mask) + ".";
+    reason += " Lanes " + hex(warps_[w].at_collective) + " of warp " + std::to_string(w) +
+              " wait at a warp collective: " + describe(first) + " at " + t.name + " with mask " + hex(t.mask) + ".";
   }
   abandon(reason);
 }

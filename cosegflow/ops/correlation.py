@@ -1,0 +1,97 @@
+"""correlation: the 4D volume of inner products of all pairs of features."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosegflow import _library, reference
+from cosegflow._operators import operators
+from cosegflow.ops import _checks
+from cosegflow.ops._registration import (
+    LIBRARY,
+    autocast_features,
+    second_derivative,
+    transforms_active,
+)
+from cosegflow.ops._trust import use_simple
+
+
+def correlation(fa: Tensor, fb: Tensor, *, normalize: bool = False, relu: bool = False) -> Tensor:
+    """corr[b, i, j, k, l] = <fa[b, :, i, j], fb[b, :, k, l]>.
+
+    With ``normalize`` and ``relu`` this is the correlation layer of Rocco et al. 2017 (arXiv 1703.05593, equation 1)
+    before its normalisation over positions. `match` gives the soft argmax of it without storing it.
+
+    Args:
+        fa: (B, C, Ha, Wa), float16, bfloat16, float32 or float64.
+        fb: (B, C, Hb, Wb), the dtype of ``fa``; the size may differ.
+        normalize: divide each feature by max(its L2 norm over C, 1e-12), fused.
+        relu: clip the result at 0, fused.
+
+    Returns:
+        (B, Ha, Wa, Hb, Wb) in the dtype of the features, accumulated in float32 (float64 for float64).
+
+    Raises:
+        TypeError: a dtype that is not floating, or two dtypes.
+        ValueError: a wrong shape or device.
+    """
+    _checks.require_pair(fa, fb)
+    _library.require(fa.device)
+    if transforms_active():
+        return reference.correlation(fa, fb, normalize, relu)
+    return operators.correlation(fa, fb, normalize, relu, use_simple("correlation", fa.dtype, fa.device))
+
+
+def _fake(fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False, simple: bool = False) -> Tensor:
+    return fa.new_empty((fa.shape[0], *fa.shape[2:], *fb.shape[2:]))
+
+
+def _fake_backward(
+    grad_corr: Tensor,
+    fa: Tensor,
+    fb: Tensor,
+    corr: Tensor | None,
+    normalize: bool,
+    relu: bool,
+    simple: bool,
+    need_fa: bool,
+    need_fb: bool,
+) -> tuple[Tensor, Tensor]:
+    return fa.new_empty(fa.shape if need_fa else (0,)), fb.new_empty(fb.shape if need_fb else (0,))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    fa, fb, ctx.normalize, ctx.relu, ctx.simple = inputs
+    ctx.save_for_backward(fa, fb, output if ctx.relu else None)
+
+
+def _backward(ctx: Any, grad_corr: Tensor) -> tuple[Tensor | None, ...]:
+    fa, fb, corr = ctx.saved_tensors
+    need_fa, need_fb = ctx.needs_input_grad[:2]
+    grad_fa, grad_fb = operators.correlation_backward(
+        grad_corr, fa, fb, corr, ctx.normalize, ctx.relu, ctx.simple, need_fa, need_fb
+    )
+    return grad_fa if need_fa else None, grad_fb if need_fb else None, None, None, None
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad_corr, fa, fb, _, ctx.normalize, ctx.relu, _, *ctx.need = inputs
+    ctx.save_for_backward(grad_corr, fa, fb)
+
+
+def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad_corr, fa, fb = ctx.saved_tensors
+    wanted = [gg if need else None for gg, need in zip(grad_grads, ctx.need, strict=True)]
+    for_inputs, for_grads = second_derivative(
+        lambda fa, fb: (reference.correlation(fa, fb, ctx.normalize, ctx.relu),), (fa, fb), (grad_corr,), wanted
+    )
+    return (*for_grads, *for_inputs, *(None,) * 6)
+
+
+if _library.is_available():
+    torch.library.register_fake("cosegflow::correlation", _fake)
+    torch.library.register_fake("cosegflow::correlation_backward", _fake_backward)
+    torch.library.register_autograd("cosegflow::correlation", _backward, setup_context=_setup)
+    torch.library.register_autograd("cosegflow::correlation_backward", _double_backward, setup_context=_setup_backward)
+    autocast_features(LIBRARY, "correlation")

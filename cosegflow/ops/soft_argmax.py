@@ -1,0 +1,145 @@
+"""soft_argmax: the expected position over a 4D correlation volume, with masks that exclude exactly."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosegflow import _library, reference
+from cosegflow._operators import operators
+from cosegflow.ops import _checks
+from cosegflow.ops._registration import second_derivative, sum_to_beta, transforms_active
+from cosegflow.ops._trust import use_simple
+from cosegflow.types import Matches
+
+
+def soft_argmax(
+    corr: Tensor,
+    mask_b: Tensor | None = None,
+    *,
+    beta: float | Tensor = 1.0,
+    kernel_sigma: float | None = None,
+    return_index: bool = False,
+) -> Matches:
+    """The expected target of each source pixel under the softmax of its scores.
+
+    p_ij = m_j exp(beta corr_ij) / sum_k m_k exp(beta corr_ik); flow_i = sum_j p_ij q_j - p_i (Kendall et al. 2017,
+    arXiv 1703.04309, equation 1). The volume is read once forward; backward it is read once and its gradient written
+    once. Entries of excluded targets are never read into a result.
+
+    Args:
+        corr: (B, Ha, Wa, Hb, Wb), float16, bfloat16, float32 or float64.
+        mask_b: weights of the targets: (B, Hb, Wb) or (B, 1, Hb, Wb), floating or bool, normally in [0, 1]. 0, negative
+            and NaN exclude; +inf counts as the largest finite value.
+        beta: inverse temperature: a number, a 0-dim tensor or one value per image (B,); may be 0 or negative.
+        kernel_sigma: not implemented yet.
+        return_index: not implemented yet.
+
+    Returns:
+        `Matches`, float32 (float64 for float64 volumes). Where nothing matches: flow 0, lse -inf, confidence 0, all
+        gradients 0. Gradients flow from ``flow`` and ``lse`` to ``corr``, ``mask_b`` and ``beta``.
+
+    Raises:
+        TypeError: a dtype that is not floating (or bool, for the mask).
+        ValueError: a wrong shape or device, or a ``beta`` that is not finite.
+    """
+    _checks.require_tensor("corr", corr)
+    if corr.dtype not in _checks.FLOATING:
+        raise TypeError(f"corr must be float16, bfloat16, float32 or float64, got {corr.dtype}")
+    if corr.dim() != 5 or any(size == 0 for size in corr.shape[1:]):
+        raise ValueError(f"corr must have shape (B, Ha, Wa, Hb, Wb) without empty sides, got {tuple(corr.shape)}")
+    batch = corr.shape[0]
+    mask_b = _checks.as_mask("mask_b", mask_b, batch, corr.shape[3:], corr)
+    beta = _checks.as_beta(beta, batch, corr)
+    if kernel_sigma is not None:
+        raise _checks.not_implemented("soft_argmax", "kernel_sigma")
+    if return_index:
+        raise _checks.not_implemented("soft_argmax", "return_index=True")
+    _library.require(corr.device)
+    if transforms_active():
+        return reference.soft_argmax(corr, mask_b, beta)
+    return Matches(*operators.soft_argmax(corr, mask_b, beta, use_simple("soft_argmax", corr.dtype, corr.device)))
+
+
+def _fake(corr: Tensor, mask_b: Tensor | None, beta: Tensor, simple: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = reference.accumulate_dtype(corr.dtype)
+    batch, ha, wa = corr.shape[:3]
+    flow = corr.new_empty((batch, 2, ha, wa), dtype=dtype)
+    return flow, corr.new_empty((batch, ha, wa), dtype=dtype), corr.new_empty((batch, ha, wa), dtype=dtype)
+
+
+def _fake_backward(
+    grad_flow: Tensor | None,
+    grad_lse: Tensor | None,
+    corr: Tensor,
+    mask_b: Tensor | None,
+    beta: Tensor,
+    flow: Tensor,
+    lse: Tensor,
+    simple: bool,
+    need_corr: bool,
+    need_mask_b: bool,
+    need_beta: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_mask_b = mask_b.new_empty(mask_b.shape) if need_mask_b and mask_b is not None else flow.new_empty(0)
+    return (
+        corr.new_empty(corr.shape if need_corr else (0,)),
+        grad_mask_b,
+        flow.new_empty(corr.shape[:1] if need_beta else (0,)),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    corr, mask_b, beta, ctx.simple = inputs
+    flow, lse, confidence = output
+    ctx.save_for_backward(corr, mask_b, beta, flow, lse)
+    ctx.mark_non_differentiable(confidence)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad_flow: Tensor | None, grad_lse: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    corr, mask_b, beta, flow, lse = ctx.saved_tensors
+    need_corr, need_mask_b, need_beta = ctx.needs_input_grad[:3]
+    if grad_flow is None and grad_lse is None:
+        return (None,) * 4
+    need_mask_b = need_mask_b and mask_b is not None
+    grads = operators.soft_argmax_backward(
+        grad_flow, grad_lse, corr, mask_b, beta, flow, lse, ctx.simple, need_corr, need_mask_b, need_beta
+    )
+    return (
+        grads[0] if need_corr else None,
+        grads[1] if need_mask_b else None,
+        sum_to_beta(grads[2], beta) if need_beta else None,
+        None,
+    )
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad_flow, grad_lse, corr, mask_b, beta, _, _, _, *ctx.need = inputs
+    ctx.save_for_backward(grad_flow, grad_lse, corr, mask_b, beta)
+    ctx.set_materialize_grads(False)
+
+
+def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad_flow, grad_lse, corr, mask_b, beta = ctx.saved_tensors
+    weighs = mask_b is not None and mask_b.is_floating_point()
+
+    def forward(corr: Tensor, beta: Tensor, *mask: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.soft_argmax(corr, mask[0] if weighs else mask_b, beta)[:2]
+
+    inputs = (corr, beta.expand(corr.shape[0]), *((mask_b,) if weighs else ()))  # the backward gives beta's per image
+    gg_corr, gg_mask, gg_beta = (gg if need else None for gg, need in zip(grad_grads, ctx.need, strict=True))
+    wanted = (gg_corr, gg_beta, *((gg_mask,) if weighs else ()))
+    for_inputs, for_grads = second_derivative(forward, inputs, (grad_flow, grad_lse), wanted)
+    for_beta = None if for_inputs[1] is None else sum_to_beta(for_inputs[1], beta)
+    for_mask = for_inputs[2] if weighs else None
+    return (*for_grads, for_inputs[0], for_mask, for_beta, *(None,) * 6)
+
+
+if _library.is_available():
+    torch.library.register_fake("cosegflow::soft_argmax", _fake)
+    torch.library.register_fake("cosegflow::soft_argmax_backward", _fake_backward)
+    torch.library.register_autograd("cosegflow::soft_argmax", _backward, setup_context=_setup)
+    torch.library.register_autograd("cosegflow::soft_argmax_backward", _double_backward, setup_context=_setup_backward)

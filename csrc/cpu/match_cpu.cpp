@@ -1,0 +1,106 @@
+// match, forward: tiles of scores, consumed by an online softmax while they are in the cache.
+//
+// A tile is kTileRows positions of a by some hundred positions of b. Slots draw tiles of rows from a counter; a row is
+// finished by one slot in a fixed order of columns, so the result depends neither on timing nor on the thread count.
+#include "cosegflow/match.h"
+
+#include <atomic>
+
+#include "cpu/image_loop_cpu.h"
+#include "cpu/pack_cpu.h"
+#include "cpu/softmax_rows_cpu.h"
+
+namespace cosegflow {
+namespace {
+
+constexpr int64_t kTileColumnBytes = 2048;  // of one row of the tile
+
+template <class T>
+class MatchForward {
+ public:
+  MatchForward(const MatchParams& p, Arena& arena, int64_t slots)
+      : p_(p), kernels_(tile_kernels<T>()) {
+    const int64_t positions_a = p.height_a * p.width_a, positions_b = p.height_b * p.width_b;
+    rows_.layout(arena, p.height_a, p.width_a);
+    targets_.layout(arena, p.height_b, p.width_b, round_up(positions_b, kernels_.width));
+    a_.layout(arena, positions_a, p.channels, p.normalize, true, false, slots);
+    b_.layout(arena, positions_b, p.channels, p.normalize, false, true, slots);
+    tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
+    slot_bytes_ = Slot(*this, nullptr).bytes;
+    slot_memory_ = arena.take<char>(slots * slot_bytes_);
+  }
+
+  void run(int64_t image, const CpuRuntime& runtime) {
+    const int64_t total = p_.height_a * p_.width_a;
+    const MatchOutputs<T> out(p_.flow, p_.lse, p_.confidence, image, total, p_.width_a);
+    rows_.select(p_.mask_a, image, p_.height_a, p_.width_a);
+    targets_.select(p_.mask_b, image, p_.height_b, p_.width_b, b_.capacity);
+    const bool nothing = rows_.count == 0 || targets_.foreground.count == 0;
+    if (nothing || !rows_.complete()) out.clear(0, total);
+    if (nothing) return;
+    pack_features(p_.fa, image, p_.width_a, rows_, a_, runtime);
+    pack_features(p_.fb, image, p_.width_b, targets_.foreground, b_, runtime);
+
+    const int64_t slots = thread_count(runtime);
+    const int64_t tile_rows = rows_of_tile(rows_.count, 2 * slots);
+    std::atomic<int64_t> next{0};
+    parallel_slots(runtime, slots, [&](int64_t index) {
+      const Slot slot(*this, slot_memory_ + index * slot_bytes_);
+      for (int64_t first; (first = next.fetch_add(tile_rows)) < rows_.count;) {
+        run_rows(slot, first, std::min(tile_rows, rows_.count - first), value_at<T>(p_.beta, image), out);
+      }
+    });
+  }
+
+ private:
+  struct Slot {  // what one slot needs for itself
+    Arena arena;
+    Panels<T> scores;
+    RowStates<T> states;
+    int64_t bytes;
+
+    Slot(const MatchForward& work, char* memory)
+        : arena(memory),
+          scores{arena.take<T>(kTileRows * work.tile_columns_), kTileRows * work.kernels_.width},
+          states(arena),
+          bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
+  };
+
+  void run_rows(const Slot& slot, int64_t first, int64_t rows, T beta, const MatchOutputs<T>& out) const {
+    const T slope = slope_of(beta);
+    slot.states.clear(rows);
+    for (int64_t c = 0; c < targets_.foreground.count; c += tile_columns_) {
+      const int64_t columns = std::min(tile_columns_, targets_.foreground.count - c);
+      kernels_.multiply(rows, p_.channels, columns, a_.channel_panels(first), b_.position_panels(c), slot.scores, false);
+      slot.states.update(kernels_, slot.scores, rows, columns, c, targets_, slope);
+    }
+    for (int64_t row = 0; row < rows; ++row) slot.states.write(out, row, rows_.index[first + row], targets_, beta);
+  }
+
+  const MatchParams& p_;
+  const TileKernels<T>& kernels_;
+  Foreground rows_;
+  Targets<T> targets_;
+  PackedFeatures<T> a_, b_;
+  int64_t tile_columns_ = 0, slot_bytes_ = 0;
+  char* slot_memory_ = nullptr;
+};
+
+}  // namespace
+
+size_t match_forward_workspace_bytes_cpu(const MatchParams& p, const CpuRuntime& runtime) {
+  if (p.fa.dtype == DType::kFloat64) return ImageLoop<MatchForward<double>, MatchParams>(p, runtime).workspace_bytes();
+  return ImageLoop<MatchForward<float>, MatchParams>(p, runtime).workspace_bytes();
+}
+
+Status match_forward_cpu(const MatchParams& p, void* workspace, const CpuRuntime& runtime) {
+  if (p.fa.dtype == DType::kBool || p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
+  if (p.fa.dtype == DType::kFloat64) {
+    ImageLoop<MatchForward<double>, MatchParams>(p, runtime).run(workspace);
+  } else {
+    ImageLoop<MatchForward<float>, MatchParams>(p, runtime).run(workspace);
+  }
+  return {};
+}
+
+}  // namespace cosegflow

@@ -1,0 +1,194 @@
+// soft_argmax on the CPU: rows of the volume go through the same tile kernels as in match. The volume is read once,
+// which bounds the speed; excluded entries are not read at all.
+#include "cosegflow/soft_argmax.h"
+
+#include "common/dispatch.h"
+#include "cpu/image_loop_cpu.h"
+#include "cpu/softmax_gradients_cpu.h"
+#include "cpu/tile_rows_cpu.h"
+
+namespace cosegflow {
+namespace {
+
+constexpr int64_t kRows = 32;                // of a tile
+constexpr int64_t kTileColumnBytes = 2048;  // of one row of the tile
+static_assert(kRows <= kTileRows, "");
+
+// Both directions: the targets, the tiles of the slots, and the order of the work.
+template <class S>
+struct SoftArgmaxWork {
+  using T = accumulate_t<S>;
+  const SoftArgmaxParams& p;
+  const TileKernels<T>& kernels = tile_kernels<T>();
+  const int64_t positions_a, positions_b;
+  const int64_t capacity = round_up(positions_b, kernels.width);
+  const int64_t tile_columns = std::max<int64_t>(1, kTileColumnBytes / (kernels.width * sizeof(T))) * kernels.width;
+  Targets<T> targets;
+  T* tiles = nullptr;
+
+  SoftArgmaxWork(const SoftArgmaxParams& params, Arena& arena, int64_t slots)
+      : p(params), positions_a(p.height_a * p.width_a), positions_b(p.height_b * p.width_b) {
+    targets.layout(arena, p.height_b, p.width_b, capacity);
+    tiles = arena.take<T>(slots * kRows * tile_columns);
+  }
+
+  void select(int64_t image) { targets.select(p.mask_b, image, p.height_b, p.width_b, capacity); }
+
+  Panels<T> tile(int64_t slot) const { return {tiles + slot * kRows * tile_columns, kRows * kernels.width}; }
+
+  // Where the compacted columns from `column` lie in a row: an index, or null and an offset where all are allowed.
+  const int64_t* index(int64_t column) const {
+    return targets.foreground.complete() ? nullptr : targets.foreground.index + column;
+  }
+  int64_t offset(int64_t column) const { return targets.foreground.complete() ? column : 0; }
+
+  void read(int64_t image, int64_t row, int64_t rows, int64_t column, int64_t columns, Panels<T> to) const {
+    const S* corr = static_cast<const S*>(p.corr) + (image * positions_a + row) * positions_b + offset(column);
+    for (int64_t r = 0; r < rows; ++r) {
+      read_tile_row(corr + r * positions_b, index(column), columns, kernels.width, to, r);
+    }
+  }
+
+  // Calls body(column, columns) over the allowed targets.
+  template <class Body>
+  void for_each_column_tile(Body&& body) const {
+    const int64_t count = targets.foreground.count;
+    for (int64_t column = 0; column < count; column += tile_columns) body(column, std::min(tile_columns, count - column));
+  }
+};
+
+template <class S>
+class SoftArgmaxForward : SoftArgmaxWork<S> {
+  using T = accumulate_t<S>;
+  using Base = SoftArgmaxWork<S>;
+
+ public:
+  SoftArgmaxForward(const SoftArgmaxParams& p, Arena& arena, int64_t slots) : Base(p, arena, slots) {
+    states_bytes_ = Slot(nullptr).bytes;
+    states_ = arena.take<char>(slots * states_bytes_);
+  }
+
+  void run(int64_t image, const CpuRuntime& runtime) {
+    const SoftArgmaxParams& p = this->p;
+    const int64_t total = this->positions_a;
+    const MatchOutputs<T> out(p.flow, p.lse, p.confidence, image, total, p.width_a);
+    const T beta = value_at<T>(p.beta, image);
+    this->select(image);
+    if (this->targets.foreground.count == 0) return out.clear(0, total);
+    const int64_t tiles = divide_up(total, kRows), slots = thread_count(runtime);
+    parallel_slots(runtime, slots, [&](int64_t index) {
+      const Slot slot(states_ + index * states_bytes_);
+      const Panels<T> tile = this->tile(index);
+      for (int64_t t = tiles * index / slots; t < tiles * (index + 1) / slots; ++t) {
+        const int64_t row = t * kRows, rows = std::min(kRows, total - row);
+        slot.states.clear(rows);
+        this->for_each_column_tile([&](int64_t column, int64_t columns) {
+          this->read(image, row, rows, column, columns, tile);
+          slot.states.update(this->kernels, tile, rows, columns, column, this->targets, slope_of(beta));
+        });
+        for (int64_t r = 0; r < rows; ++r) slot.states.write(out, r, row + r, this->targets, beta);
+      }
+    });
+  }
+
+ private:
+  struct Slot {
+    Arena arena;
+    RowStates<T> states;
+    int64_t bytes;
+    explicit Slot(char* memory)
+        : arena(memory), states(arena), bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
+  };
+  char* states_ = nullptr;
+  int64_t states_bytes_ = 0;
+};
+
+template <class S>
+class SoftArgmaxBackward : SoftArgmaxWork<S> {
+  using T = accumulate_t<S>;
+  using Base = SoftArgmaxWork<S>;
+
+ public:
+  SoftArgmaxBackward(const SoftArgmaxParams& p, Arena& arena, int64_t slots) : Base(p, arena, slots) {
+    sums_.layout(arena, slots, this->capacity, p.grad_mask_b.data != nullptr);
+  }
+
+  void run(int64_t image, const CpuRuntime& runtime) {
+    const SoftArgmaxParams& p = this->p;
+    this->select(image);
+    const bool nothing = this->targets.foreground.count == 0;
+    const int64_t total = this->positions_a, tiles = divide_up(total, kRows), slots = thread_count(runtime);
+    S* grad = static_cast<S*>(p.grad_corr);
+    if (grad != nullptr) grad += image * total * this->positions_b;
+    parallel_slots(runtime, slots, [&](int64_t index) {
+      const Slot slot = sums_.slot(index);
+      slot.clear(this->capacity);
+      for (int64_t t = tiles * index / slots; t < tiles * (index + 1) / slots; ++t) {
+        const int64_t row = t * kRows, rows = std::min(kRows, total - row);
+        if (grad != nullptr && !this->targets.foreground.complete()) {
+          std::fill_n(grad + row * this->positions_b, rows * this->positions_b, from_float<S>(T(0)));
+        }
+        if (!nothing) run_rows(slot, this->tile(index), image, row, rows, grad);
+      }
+    });
+    sums_.write(p, image, this->targets, nothing ? 0 : slots);
+  }
+
+ private:
+  using Slot = typename GradientSums<T>::Slot;
+
+  void run_rows(const Slot& slot, Panels<T> tile, int64_t image, int64_t row, int64_t rows, S* grad) const {
+    const T beta = value_at<T>(this->p.beta, image);
+    for (int64_t r = 0; r < rows; ++r) slot.gradients.read(this->p, image, r, row + r, this->targets);
+    this->for_each_column_tile([&](int64_t column, int64_t columns) {
+      this->read(image, row, rows, column, columns, tile);
+      slot.gradients.apply(this->kernels, tile, rows, columns, column, this->targets, beta, slot.column_sum,
+                           slot.beta_sum);
+      if (grad == nullptr) return;
+      for (int64_t r = 0; r < rows; ++r) {
+        S* to = grad + (row + r) * this->positions_b + this->offset(column);
+        write_tile_row<S, T>(tile, r, this->index(column), columns, this->kernels.width, to, from_float<S, T>);
+      }
+    });
+  }
+
+  GradientSums<T> sums_;
+};
+
+template <template <class> class Work>
+size_t workspace_bytes(const SoftArgmaxParams& p, const CpuRuntime& runtime) {
+  size_t bytes = 0;
+  const Status status = dispatch_floating(p.dtype, [&](auto tag) -> Status {
+    bytes = ImageLoop<Work<typename decltype(tag)::type>, SoftArgmaxParams>(p, runtime).workspace_bytes();
+    return {};
+  });
+  return status.ok() ? bytes : 0;
+}
+
+template <template <class> class Work>
+Status run(const SoftArgmaxParams& p, void* workspace, const CpuRuntime& runtime) {
+  return dispatch_floating(p.dtype, [&](auto tag) -> Status {
+    ImageLoop<Work<typename decltype(tag)::type>, SoftArgmaxParams>(p, runtime).run(workspace);
+    return {};
+  });
+}
+
+}  // namespace
+
+size_t soft_argmax_forward_workspace_bytes_cpu(const SoftArgmaxParams& p, const CpuRuntime& runtime) {
+  return workspace_bytes<SoftArgmaxForward>(p, runtime);
+}
+
+size_t soft_argmax_backward_workspace_bytes_cpu(const SoftArgmaxParams& p, const CpuRuntime& runtime) {
+  return workspace_bytes<SoftArgmaxBackward>(p, runtime);
+}
+
+Status soft_argmax_forward_cpu(const SoftArgmaxParams& p, void* workspace, const CpuRuntime& runtime) {
+  return run<SoftArgmaxForward>(p, workspace, runtime);
+}
+
+Status soft_argmax_backward_cpu(const SoftArgmaxParams& p, void* workspace, const CpuRuntime& runtime) {
+  return run<SoftArgmaxBackward>(p, workspace, runtime);
+}
+
+}  // namespace cosegflow

@@ -1,0 +1,152 @@
+// The online softmax over a tile of scores, and its gradient. Included like vector_math.h.
+#pragma once
+
+namespace cosegflow {
+namespace CSF_ISA {
+
+template <class T>
+CSF_INLINE T exp2_one(T x) {
+  return exp2_below(splat(x))[0];
+}
+
+// Calls body(score vector, column) over the columns of one row of a tile.
+template <class T, class Body>
+CSF_INLINE void for_each_vector(Panels<const T> scores, int64_t row, int64_t columns, Body body) {
+  const T* panel = scores.data + row * kWidth<T>;
+  for (int64_t c0 = 0; c0 < columns; c0 += kWidth<T>, panel += scores.panel_stride) {
+#pragma GCC unroll 4
+    for (int64_t n = 0; n < kVectors; ++n) {
+      if (c0 + n * kLanes<T> < columns) body(load(panel + n * kLanes<T>), c0 + n * kLanes<T>);
+    }
+  }
+}
+
+// The target with the largest logit of those seen, by its score and log weight; none yet: weight -inf.
+template <class T>
+struct Peak {
+  T score, weight;
+};
+
+template <class T, bool kWeighted>
+CSF_INLINE Peak<T> peak_of_row(const SoftmaxTile<T>& t, int64_t row) {
+  constexpr T kInfinity = __builtin_inf();
+  if constexpr (!kWeighted) {
+    vec<T> largest = splat(-kInfinity), least = splat(-kInfinity);  // of s and of -s
+    for_each_vector<T>(t.scores, row, t.columns, [&](vec<T> s, int64_t) __attribute__((always_inline)) {
+      largest = larger(s, largest);
+      least = larger(-s, least);
+    });
+    const T best = t.slope < 0 ? -largest_lane(least) : largest_lane(largest);
+    const bool none = t.slope < 0 ? best == kInfinity : best == -kInfinity;
+    return {none ? T(0) : best, none ? -kInfinity : T(0)};
+  } else {
+    vec<T> logit = splat(-kInfinity), score{}, weight = splat(-kInfinity);
+    for_each_vector<T>(t.scores, row, t.columns, [&](vec<T> s, int64_t c) __attribute__((always_inline)) {
+      const vec<T> w = load(t.log_weight + c);
+      const vec<T> candidate = s * t.slope + w;
+      const auto better = candidate > logit;
+      logit = better ? candidate : logit;
+      score = better ? s : score;
+      weight = better ? w : weight;
+    });
+    int best = 0;
+    for (int i = 1; i < kLanes<T>; ++i) best = logit[i] > logit[best] ? i : best;
+    return {score[best], weight[best]};
+  }
+}
+
+// Logits enter only as differences from the peak, slope (s - s_peak) + (w - w_peak): accurate where the weight is large
+// however large the logits are, and exactly 0 at the peak, so that the sum is at least 1 and nothing overflows.
+template <class T, bool kWeighted>
+static void softmax_rows(const SoftmaxTile<T>& t) {
+  constexpr T kInfinity = __builtin_inf();
+  for (int64_t row = 0; row < t.rows; ++row) {
+    Peak<T> peak = peak_of_row<T, kWeighted>(t, row);
+    const Peak<T> old = {t.peak_score[row], t.peak_weight[row]};
+    double keep = 1;  // the factor on the sums so far; without an old peak they are 0 (or NaN)
+    if (old.weight != -kInfinity) {
+      const T gain = (peak.score - old.score) * t.slope + (peak.weight - old.weight);
+      if (gain > 0) {
+        keep = double(exp2_one(-gain));
+      } else {
+        peak = old;
+      }
+    }
+    t.peak_score[row] = peak.score;
+    t.peak_weight[row] = peak.weight;
+    const T base = peak.weight == -kInfinity ? T(0) : peak.weight;
+    vec<T> sum{}, sum_x{}, sum_y{};
+    for_each_vector<T>(t.scores, row, t.columns, [&](vec<T> s, int64_t c) __attribute__((always_inline)) {
+      vec<T> relative = (s - peak.score) * t.slope;
+      if constexpr (kWeighted) relative += load(t.log_weight + c) - base;
+      const vec<T> e = exp2_below(relative);
+      sum += e;
+      sum_x += e * load(t.x + c);
+      sum_y += e * load(t.y + c);
+    });
+    t.sum[row] = t.sum[row] * keep + double(sum_lanes(sum));
+    t.sum_x[row] = t.sum_x[row] * keep + double(sum_lanes(sum_x));
+    t.sum_y[row] = t.sum_y[row] * keep + double(sum_lanes(sum_y));
+  }
+}
+
+template <class T>
+void softmax(const SoftmaxTile<T>& t) {
+  t.log_weight != nullptr ? softmax_rows<T, true>(t) : softmax_rows<T, false>(t);
+}
+
+// Panel by panel, so that what belongs to a column (weight, position, the sum over rows) stays in registers.
+template <class T, int kN, bool kWeighted>
+static void gradient_panel(const GradientTile<T>& t, T* panel, int64_t c) {
+  vec<T> x[kN], y[kN], weight[kN], column_sum[kN], beta_sum[kN];
+  for (int n = 0; n < kN; ++n) {
+    x[n] = load(t.x + c + n * kLanes<T>);
+    y[n] = load(t.y + c + n * kLanes<T>);
+    weight[n] = kWeighted ? load(t.log_weight + c + n * kLanes<T>) : vec<T>{};
+    column_sum[n] = beta_sum[n] = vec<T>{};
+  }
+  for (int64_t row = 0; row < t.rows; ++row, panel += kWidth<T>) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) {
+      const vec<T> s = load(panel + n * kLanes<T>);
+      vec<T> logit = s * t.slope - t.lse[row];
+      if constexpr (kWeighted) logit += weight[n];
+      logit = -larger(vec<T>{}, -logit);  // p <= 1, also where lse is so large that its rounding error is more than 0
+      const vec<T> d_logit = exp2_below(logit) * (x[n] * t.grad_x[row] + (y[n] * t.grad_y[row] + t.offset[row]));
+      column_sum[n] += d_logit;
+      beta_sum[n] += d_logit * s;
+      store(panel + n * kLanes<T>, d_logit * t.beta);
+    }
+  }
+  for (int n = 0; n < kN; ++n) {
+    *t.beta_sum += double(sum_lanes(beta_sum[n]));
+    if (t.column_sum == nullptr) continue;
+    for (int64_t i = 0; i < kLanes<T>; ++i) t.column_sum[c + n * kLanes<T> + i] += double(column_sum[n][i]);
+  }
+}
+
+template <class T, bool kWeighted>
+static void gradient_panels(const GradientTile<T>& t) {
+  T* panel = t.scores.data;
+  for (int64_t c = 0; c < t.columns; c += kWidth<T>, panel += t.scores.panel_stride) {
+    const int64_t left = t.columns - c;
+    if (left <= kLanes<T>) {
+      gradient_panel<T, 1, kWeighted>(t, panel, c);
+    } else if (left <= 2 * kLanes<T>) {
+      gradient_panel<T, 2, kWeighted>(t, panel, c);
+    } else {
+      gradient_panel<T, kVectors, kWeighted>(t, panel, c);
+    }
+  }
+}
+
+template <class T>
+void softmax_gradient(const GradientTile<T>& t) {
+  t.log_weight != nullptr ? gradient_panels<T, true>(t) : gradient_panels<T, false>(t);
+}
+
+template <class T>
+constexpr TileKernels<T> kTable = {kWidth<T>, multiply<T>, multiply_transposed<T>, softmax<T>, softmax_gradient<T>};
+
+}  // namespace CSF_ISA
+}  // namespace cosegflow

@@ -1,0 +1,80 @@
+// The arithmetic of the CPU kernels on one cache-sized tile, behind a table of functions for each instruction set.
+//
+// Matrices are kept as *panels* of `width` columns: element (r, c) lies at
+//     data[(c / width) * panel_stride + r * width + c % width].
+// A row of a panel is a few vector registers, so one layout serves every product of the library without repacking:
+// as the right factor (rows are the summed index) and as the left one (its elements are broadcast one by one).
+//   channel panels: rows are positions of an image, columns are channels
+//   position panels: rows are channels, columns are positions
+//   score tile: rows are positions of a, columns positions of b
+// Positions are padded with zeros to a whole panel; data is aligned to 64 bytes.
+#pragma once
+
+#include <cstdint>
+
+namespace cosegflow {
+
+template <class T>
+struct Panels {
+  T* data = nullptr;
+  int64_t panel_stride = 0;
+
+  operator Panels<const T>() const { return {data, panel_stride}; }
+};
+
+// Online softmax over a tile of scores, whose value is a position (x, y). In base 2: exp(v) = 2^(v log2(e)).
+template <class T>
+struct SoftmaxTile {
+  Panels<const T> scores;
+  int64_t rows = 0, columns = 0;
+  T slope = 0;                  // logit = slope * score + log_weight
+  const T* log_weight = nullptr;  // of each column, -inf in the padding; null: all 0 and no padding in the tile
+  const T *x = nullptr, *y = nullptr;
+  // Running state of each row: the target with the largest logit (weight -inf: none yet), and the sums of
+  // e = 2^(logit - largest logit), of e x and of e y.
+  T *peak_score = nullptr, *peak_weight = nullptr;
+  double *sum = nullptr, *sum_x = nullptr, *sum_y = nullptr;
+};
+
+// The gradient of such a softmax: scores s are replaced by the gradient to them,
+//   d_logit = 2^(slope s + log_weight - lse) (grad_x x + grad_y y + offset),   d_s = beta d_logit.
+template <class T>
+struct GradientTile {
+  Panels<T> scores;
+  int64_t rows = 0, columns = 0;
+  T slope = 0, beta = 0;
+  const T* log_weight = nullptr;  // as in SoftmaxTile
+  const T *x = nullptr, *y = nullptr;
+  const T *lse = nullptr, *grad_x = nullptr, *grad_y = nullptr, *offset = nullptr;  // of each row; lse in base 2
+  double* column_sum = nullptr;  // += the sum of d_logit over rows; null where not wanted
+  double* beta_sum = nullptr;    // += the sum of d_logit * s
+};
+
+constexpr int64_t kRowBlock = 8;  // at most; where it is less, panel widths are multiples of that
+
+template <class T>
+struct TileKernels {
+  int64_t width;  // columns of a panel
+  // out (rows x columns) = a (rows x inner) b (inner x columns), added to what `out` holds if `accumulate`.
+  // Rows of a and out are read and written up to a multiple of kRowBlock, columns of b and out up to a whole vector.
+  void (*multiply)(int64_t rows, int64_t inner, int64_t columns, Panels<const T> a, Panels<const T> b, Panels<T> out,
+                   bool accumulate);
+  // out (rows x columns) += a^T b with a (inner x rows), b (inner x columns).
+  void (*multiply_transposed)(int64_t rows, int64_t inner, int64_t columns, Panels<const T> a, Panels<const T> b,
+                              Panels<T> out);
+  void (*softmax)(const SoftmaxTile<T>&);
+  void (*softmax_gradient)(const GradientTile<T>&);
+};
+
+// The table for this machine, or for the lower instruction set that COSEGFLOW_CPU_ISA=scalar|avx2|avx512 asks for.
+template <class T>
+const TileKernels<T>& tile_kernels();
+
+// The widest panel of any table: bounds small arrays on the stack.
+constexpr int64_t kMaxPanelWidth = 32;
+
+// One table per file tile/kernels_<isa>.cpp.
+extern const TileKernels<float> kScalarFloat, kAvx2Float, kAvx512Float;
+extern const TileKernels<double> kScalarDouble, kAvx2Double, kAvx512Double;
+
+}  // namespace cosegflow

@@ -1,0 +1,154 @@
+// correlation backward on CUDA: per side, a product of the (gated) gradient of the volume with the other side's
+// features (correlation_gradient_mma.cuh, product_cuda.cuh) and the backward of the normalization
+// (normalize_backward.cuh).
+#include <algorithm>
+
+#include "arena.cuh"
+#include "common/dispatch.h"
+#include "correlation/correlation_gradient_mma.cuh"
+#include "correlation/correlation_simple_kernels.cuh"
+#include "cosegflow/correlation.h"
+#include "normalize_backward.cuh"
+#include "pack.cuh"
+#include "product_cuda.cuh"
+
+namespace cosegflow {
+namespace {
+
+using namespace correlation_cuda;
+
+// The gradient of the volume before relu: 0 where the saved volume was clipped.
+template <class T>
+struct GatedLhs {
+  const T* grad;
+  const T* corr;  // null without relu
+  int64_t pitch, batch_stride;
+  __device__ __forceinline__ accumulate_t<T> operator()(int64_t b, int64_t r, int64_t c) const {
+    using Acc = accumulate_t<T>;
+    const int64_t at = b * batch_stride + r * pitch + c;
+    if (corr != nullptr && to_float(corr[at]) <= Acc(0)) return Acc(0);
+    return to_float(grad[at]);
+  }
+};
+
+template <class T>
+struct Workspace {
+  using Acc = accumulate_t<T>;
+  PackedSide<T> a, b;    // fast
+  Acc *norm_a, *norm_b;  // simple
+  Acc* grad_f_hat;       // (B, positions, C) of one side after the other
+  size_t bytes;
+  Workspace(const CorrelationParams& p, void* base) {
+    Arena arena(base);
+    const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
+    if (p.simple) {
+      norm_a = arena.take<Acc>(p.batch * na), norm_b = arena.take<Acc>(p.batch * nb);
+    } else {
+      a = take_packed_side<T>(arena, p.batch, na, p.channels), b = take_packed_side<T>(arena, p.batch, nb, p.channels);
+    }
+    grad_f_hat = arena.take<Acc>(p.batch * std::max(na, nb) * p.channels);
+    bytes = arena.bytes();
+  }
+};
+
+// grad_f_hat of one side: on tensor cores for half types, else by FMAs.
+template <class T, bool kSelfIsA>
+Status gradient_product(const CorrelationParams& p, const Workspace<T>& w, Stream stream) {
+  const PackedSide<T>&self = kSelfIsA ? w.a : w.b, &other = kSelfIsA ? w.b : w.a;
+  const T* const grad = static_cast<const T*>(p.grad_corr);
+  const T* const corr = p.relu ? static_cast<const T*>(p.corr) : nullptr;
+  if constexpr (sizeof(T) == 2) {
+    const auto misaligned = [](const T* x) { return reinterpret_cast<uintptr_t>(x) % 16 != 0; };
+    const bool vectors = w.b.positions % 8 == 0 && !misaligned(grad) && !misaligned(corr);
+    const GradientMmaArgs<T> args{grad, corr, vectors, p.normalize, other, self.positions, w.grad_f_hat};
+    return launch_gradient_mma<T, kSelfIsA>(args, stream);
+  } else {
+    const GatedLhs<T> lhs{grad, corr, w.b.positions, w.a.positions * w.b.positions};
+    ProductArgs<T> product;
+    product.batch = p.batch, product.rows = self.positions, product.depth = other.positions;
+    product.channels = p.channels, product.padded_channels = other.padded_channels;
+    product.rhs = other.features, product.rhs_rows = other.positions;
+    product.scale = p.normalize ? other.inv_norm : nullptr;
+    product.out = w.grad_f_hat, product.out_rows = self.positions;
+    return launch_gradient_product<!kSelfIsA>(product, lhs, stream);
+  }
+}
+
+template <class T, bool kSelfIsA>
+Status backward_fast(const CorrelationParams& p, const Workspace<T>& w, T* grad, Stream stream) {
+  if (Status s = gradient_product<T, kSelfIsA>(p, w, stream); !s.ok()) return s;
+  const PackedSide<T>& self = kSelfIsA ? w.a : w.b;
+  NormalizeBackwardArgs<T> normalize;
+  normalize.batch = p.batch, normalize.positions = self.positions;
+  normalize.channels = p.channels, normalize.padded_channels = self.padded_channels;
+  normalize.normalize = p.normalize;
+  normalize.grad_f_hat = w.grad_f_hat, normalize.features = self.features, normalize.inv_norm = self.inv_norm;
+  normalize.grad = grad;
+  return launch_normalize_backward(normalize, stream);
+}
+
+template <class T>
+Status backward_simple(const CorrelationParams& p, const Workspace<T>& w, bool self_is_a, T* grad, Stream stream) {
+  using Acc = accumulate_t<T>;
+  const Side a{p.fa, p.height_a, p.width_a}, b{p.fb, p.height_b, p.width_b};
+  const Side &self = self_is_a ? a : b, &other = self_is_a ? b : a;
+  Acc* const norm_self = self_is_a ? w.norm_a : w.norm_b;
+  Acc* const norm_other = self_is_a ? w.norm_b : w.norm_a;
+  const auto grid_of = [](int64_t threads) { return dim3(static_cast<unsigned>((threads + 255) / 256)); };
+  const int64_t values = p.batch * self.positions() * p.channels;
+  if (values / 256 >= INT32_MAX) return Status{"correlation: the features are too large for one launch"};
+  const dim3 self_grid = grid_of(p.batch * self.positions()), other_grid = grid_of(p.batch * other.positions());
+  Status s = launch(&correlation_simple_norm_kernel<T>, self_grid, dim3(256), 0, stream, p, self, norm_self);
+  if (!s.ok()) return s;
+  s = launch(&correlation_simple_norm_kernel<T>, other_grid, dim3(256), 0, stream, p, other, norm_other);
+  if (!s.ok()) return s;
+  s = launch(&correlation_simple_product_kernel<T>, grid_of(values), dim3(256), 0, stream, p, self, other, self_is_a,
+             norm_other, w.grad_f_hat);
+  if (!s.ok()) return s;
+  return launch(&correlation_simple_normalize_kernel<T>, self_grid, dim3(256), 0, stream, p, self, norm_self,
+                w.grad_f_hat, grad);
+}
+
+template <class T>
+Status backward(const CorrelationParams& p, void* workspace, Stream stream) {
+  const Workspace<T> w(p, workspace);
+  T* const grad_a = static_cast<T*>(p.grad_fa.data);
+  T* const grad_b = static_cast<T*>(p.grad_fb.data);
+  if (p.simple) {
+    if (grad_a != nullptr) {
+      if (Status s = backward_simple<T>(p, w, true, grad_a, stream); !s.ok()) return s;
+    }
+    return grad_b == nullptr ? Status{} : backward_simple<T>(p, w, false, grad_b, stream);
+  }
+  // The gradient of a side needs the other side's features, and with normalization its own.
+  if (grad_b != nullptr || p.normalize) {
+    if (Status s = pack(w.a, p.fa, View3{}, p.width_a, p.normalize, stream); !s.ok()) return s;
+  }
+  if (grad_a != nullptr || p.normalize) {
+    if (Status s = pack(w.b, p.fb, View3{}, p.width_b, p.normalize, stream); !s.ok()) return s;
+  }
+  if (grad_a != nullptr) {
+    if (Status s = backward_fast<T, true>(p, w, grad_a, stream); !s.ok()) return s;
+  }
+  return grad_b == nullptr ? Status{} : backward_fast<T, false>(p, w, grad_b, stream);
+}
+
+}  // namespace
+
+size_t correlation_backward_workspace_bytes_cuda(const CorrelationParams& p) {
+  switch (p.fa.dtype) {
+    case DType::kFloat64: return Workspace<double>(p, nullptr).bytes;
+    case DType::kFloat32: return Workspace<float>(p, nullptr).bytes;
+    default: return Workspace<Half>(p, nullptr).bytes;
+  }
+}
+
+Status correlation_backward_cuda(const CorrelationParams& p, void* workspace, Stream stream) {
+  if (p.batch == 0 || (p.grad_fa.data == nullptr && p.grad_fb.data == nullptr)) return {};
+  return dispatch_floating(p.fa.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    return backward<T>(p, workspace, stream);
+  });
+}
+
+}  // namespace cosegflow

@@ -1,0 +1,217 @@
+// match backward, the tiled path. Chunks of rows whose scores fit the workspace (whole images where several fit):
+//   scores recomputed and turned into ds on the fly (match_score_gradient_kernel.cuh);
+//   grad_a_hat = ds b_hat for the rows of the chunk; grad_b_hat += ds^T a_hat (product_cuda.cuh), chunks in order;
+// then normalize_backward.cuh takes the gradients of normalized rows to the raster, and the kernels here add up what
+// the mask and beta get: one thread a target adds the row tiles of a chunk in order, one block an image adds targets.
+// They read 2 accumulators per row tile and target, 1/64 of what the chunk holds. No atomics anywhere, no barrier but
+// the block sum of grad_beta: the bits are the same on every run. Bound by memory; not measured yet.
+#include "common/dispatch.h"
+#include "match/match_common.cuh"
+#include "normalize_backward.cuh"
+#include "primitives/warp_reduce.cuh"
+#include "product_cuda.cuh"
+
+namespace cosegflow::match_cuda {
+namespace {
+
+constexpr size_t kDefaultChunkBytes = size_t{64} << 20;
+
+// sums (images, 2, pitch) = or += the sums over the chunk's row tiles.
+template <class Acc>
+__global__ void __launch_bounds__(256)
+    match_add_columns_kernel(const Acc* columns, const int* count_a, const int* count_b, int64_t images, int row_begin,
+                             int rows, int tile_rows, int row_tiles, int64_t pitch, Acc* sums) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  if (i >= images * 2 * pitch) return;
+  const int64_t b = i / (2 * pitch), which_and_j = i % (2 * pitch);
+  if (which_and_j % pitch >= count_b[b]) return;
+  const int live = min(rows, count_a[b] - row_begin);
+  Acc sum = row_begin == 0 ? Acc(0) : sums[i];
+  for (int tile = 0; tile * tile_rows < live; ++tile) sum += columns[(b * row_tiles + tile) * 2 * pitch + which_and_j];
+  sums[i] = sum;
+}
+
+// d(loss)/dm_j = sum_i dlogit_ij / m_j, scattered to the raster; excluded targets keep the 0 of the memset.
+template <class Acc>
+__global__ void __launch_bounds__(256)
+    match_mask_gradient_kernel(const Acc* sums, int64_t pitch, const int* count, const int* index, const Acc* weight,
+                               int64_t batch, int64_t positions, int width, View3 grad) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  if (i >= batch * positions) return;
+  const int64_t b = i / positions, j = i % positions;
+  if (j >= count[b]) return;
+  const int64_t pixel = index[i];
+  static_cast<Acc*>(grad.data)[b * grad.stride[0] + pixel / width * grad.stride[1] + pixel % width * grad.stride[2]] =
+      sums[b * 2 * pitch + j] / weight[i];
+}
+
+template <class Acc>
+__global__ void __launch_bounds__(256)
+    match_beta_gradient_kernel(const Acc* sums, int64_t pitch, const int* count, View1 grad) {
+  const int64_t b = blockIdx.x;
+  Acc sum = Acc(0);
+  for (int j = threadIdx.x; j < count[b]; j += 256) sum += sums[(b * 2 + 1) * pitch + j];
+  sum = block_reduce_sum(sum);
+  if (threadIdx.x == 0) static_cast<Acc*>(grad.data)[b * grad.stride[0]] = sum;
+}
+
+template <class T>
+struct BackwardSpace {
+  using Acc = accumulate_t<T>;
+  PackedSide<T> a, b;
+  int64_t images, rows, row_tiles, pitch;  // of a chunk
+  Acc* dscore;
+  Acc* columns = nullptr;
+  Acc* sums = nullptr;
+  Acc* grad_a = nullptr;  // of normalized, compact rows
+  Acc* grad_b = nullptr;
+  size_t bytes;
+
+  BackwardSpace(const MatchParams& p, void* base) {
+    using Tile = TileExtent<T>;
+    const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
+    pitch = ceil_div(nb, Tile::kCols) * Tile::kCols;
+    const int64_t row_bytes = pitch * static_cast<int64_t>(sizeof(Acc));
+    const int64_t fit = static_cast<int64_t>(p.chunk_bytes == 0 ? kDefaultChunkBytes : p.chunk_bytes) / row_bytes;
+    images = fit >= na ? (fit / na < p.batch ? fit / na : p.batch) : 1;
+    rows = fit >= na ? na : (fit < 1 ? 1 : fit);
+    if (rows < na && rows > Tile::kRows) rows = rows / Tile::kRows * Tile::kRows;
+    row_tiles = ceil_div(rows, Tile::kRows);
+
+    Arena arena(base);
+    a = take_packed_side<T>(arena, p.batch, na, p.channels);
+    b = take_packed_side<T>(arena, p.batch, nb, p.channels);
+    dscore = arena.take<Acc>(images * rows * pitch);
+    if (p.grad_mask_b.data != nullptr || p.grad_beta.data != nullptr) {
+      columns = arena.take<Acc>(images * row_tiles * 2 * pitch);
+      sums = arena.take<Acc>(p.batch * 2 * pitch);
+    }
+    if (p.grad_fa.data != nullptr) grad_a = arena.take<Acc>(p.batch * na * p.channels);
+    if (p.grad_fb.data != nullptr) grad_b = arena.take<Acc>(p.batch * nb * p.channels);
+    bytes = arena.bytes();
+  }
+};
+
+// The view from image b on.
+template <int Rank>
+View<Rank> from_image(View<Rank> v, int64_t b) {
+  if (v.data != nullptr) v.data = static_cast<char*>(v.data) + b * v.stride[0] * element_size(v.dtype);
+  return v;
+}
+
+// The two products of one chunk.
+template <class T>
+Status chunk_products(const MatchParams& p, const BackwardSpace<T>& w, int64_t b0, int64_t images, int64_t row_begin,
+                      int64_t rows, Stream stream) {
+  using Acc = accumulate_t<T>;
+  const PackedSide<T> a = w.a.from_image(b0), b = w.b.from_image(b0);
+  const MatrixLhs<Acc> dscore{w.dscore, w.pitch, rows * w.pitch};
+  ProductArgs<T> args;
+  args.batch = images;
+  args.channels = p.channels, args.padded_channels = a.padded_channels;
+  if (w.grad_a != nullptr) {
+    args.rows = rows, args.row_begin = row_begin, args.row_count = a.count;
+    args.depth = b.positions, args.depth_begin = 0, args.depth_count = b.count;
+    args.rhs = b.features, args.scale = p.normalize ? b.inv_norm : nullptr, args.rhs_rows = b.positions;
+    args.out = w.grad_a + b0 * a.positions * p.channels, args.out_rows = a.positions;
+    args.accumulate = false;
+    if (Status s = launch_gradient_product<false>(args, dscore, stream); !s.ok()) return s;
+  }
+  if (w.grad_b == nullptr) return {};
+  args.rows = b.positions, args.row_begin = 0, args.row_count = b.count;
+  args.depth = rows, args.depth_begin = row_begin, args.depth_count = a.count;
+  args.rhs = a.features, args.scale = p.normalize ? a.inv_norm : nullptr, args.rhs_rows = a.positions;
+  args.out = w.grad_b + b0 * b.positions * p.channels, args.out_rows = b.positions;
+  args.accumulate = row_begin > 0;
+  return launch_gradient_product<true>(args, dscore, stream);
+}
+
+template <class T>
+Status chunk(const MatchParams& p, const BackwardSpace<T>& w, int64_t b0, int64_t row_begin, Stream stream) {
+  using Acc = accumulate_t<T>;
+  const int64_t images = w.images < p.batch - b0 ? w.images : p.batch - b0;
+  const int64_t rows = w.rows < w.a.positions - row_begin ? w.rows : w.a.positions - row_begin;
+  GradientArgs<T> args;
+  args.a = w.a.from_image(b0), args.b = w.b.from_image(b0);
+  args.width_a = static_cast<int>(p.width_a);
+  args.width_b = static_cast<int>(p.width_b), args.height_b = static_cast<int>(p.height_b);
+  args.beta = from_image(p.beta, b0);
+  args.flow = from_image(p.flow, b0), args.grad_flow = from_image(p.grad_flow, b0);
+  args.lse = from_image(p.lse, b0), args.grad_lse = from_image(p.grad_lse, b0);
+  args.row_begin = static_cast<int>(row_begin), args.rows = static_cast<int>(rows);
+  args.row_tiles = static_cast<int>(ceil_div(rows, TileExtent<T>::kRows));
+  args.splits = choose_splits(images * args.row_tiles, w.pitch / TileExtent<T>::kCols);
+  args.pitch = w.pitch, args.dscore = w.dscore, args.columns = w.columns;
+  if (Status s = launch_score_gradient(args, images, stream); !s.ok()) return s;
+  if (w.columns != nullptr) {
+    const int64_t blocks = ceil_div(images * 2 * w.pitch, 256);
+    if (blocks > INT32_MAX) return {"match: too many target pixels for one launch"};
+    if (Status s = launch(&match_add_columns_kernel<Acc>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream,
+                          w.columns, args.a.count, args.b.count, images, args.row_begin, args.rows,
+                          TileExtent<T>::kRows, args.row_tiles, w.pitch, w.sums + b0 * 2 * w.pitch);
+        !s.ok()) {
+      return s;
+    }
+  }
+  return chunk_products(p, w, b0, images, row_begin, rows, stream);
+}
+
+template <class T>
+Status features_gradient(const MatchParams& p, const PackedSide<T>& side, const accumulate_t<T>* grad_f_hat,
+                         const View4& grad, Stream stream) {
+  if (grad.data == nullptr) return {};
+  NormalizeBackwardArgs<T> args;
+  args.batch = side.batch, args.positions = side.positions;
+  args.channels = side.channels, args.padded_channels = side.padded_channels;
+  args.normalize = p.normalize;
+  args.grad_f_hat = grad_f_hat, args.features = side.features, args.inv_norm = side.inv_norm;
+  args.index = side.index, args.count = side.count;
+  args.grad = static_cast<T*>(grad.data);
+  return launch_normalize_backward(args, stream);
+}
+
+template <class T>
+Status backward(const MatchParams& p, void* workspace, Stream stream) {
+  using Acc = accumulate_t<T>;
+  const BackwardSpace<T> w(p, workspace);
+  if (Status s = pack(w.a, p.fa, p.mask_a, p.width_a, p.normalize, stream); !s.ok()) return s;
+  if (Status s = pack(w.b, p.fb, p.mask_b, p.width_b, p.normalize, stream); !s.ok()) return s;
+  for (int64_t b0 = 0; b0 < p.batch; b0 += w.images) {
+    for (int64_t row = 0; row < w.a.positions; row += w.rows) {
+      if (Status s = chunk(p, w, b0, row, stream); !s.ok()) return s;
+    }
+  }
+  if (Status s = features_gradient(p, w.a, w.grad_a, p.grad_fa, stream); !s.ok()) return s;
+  if (Status s = features_gradient(p, w.b, w.grad_b, p.grad_fb, stream); !s.ok()) return s;
+  if (p.grad_mask_b.data != nullptr) {
+    const int64_t n = p.batch * w.b.positions;
+    if (Status s = memset_async(p.grad_mask_b.data, 0, static_cast<size_t>(n) * sizeof(Acc), stream); !s.ok()) return s;
+    if (Status s = launch(&match_mask_gradient_kernel<Acc>, dim3(static_cast<unsigned>(ceil_div(n, 256))), dim3(256), 0,
+                          stream, w.sums, w.pitch, w.b.count, w.b.index, w.b.weight, p.batch, w.b.positions,
+                          static_cast<int>(p.width_b), p.grad_mask_b);
+        !s.ok()) {
+      return s;
+    }
+  }
+  if (p.grad_beta.data == nullptr) return {};
+  return launch(&match_beta_gradient_kernel<Acc>, dim3(static_cast<unsigned>(p.batch)), dim3(256), 0, stream, w.sums,
+                w.pitch, w.b.count, p.grad_beta);
+}
+
+}  // namespace
+
+size_t tiled_backward_bytes(const MatchParams& p) {
+  size_t bytes = 0;
+  (void)dispatch_floating(p.fa.dtype, [&](auto tag) {
+    bytes = BackwardSpace<typename decltype(tag)::type>(p, nullptr).bytes;
+    return Status{};
+  });
+  return bytes;
+}
+
+Status tiled_backward(const MatchParams& p, void* workspace, Stream stream) {
+  return dispatch_floating(p.fa.dtype,
+                           [&](auto tag) { return backward<typename decltype(tag)::type>(p, workspace, stream); });
+}
+
+}  // namespace cosegflow::match_cuda

@@ -1,0 +1,111 @@
+// What the fast match kernels share: packed operands, the geometry of a block, columns in shared memory, and the
+// host functions that cross translation units (kernels are launched where they are instantiated).
+//
+// The kernels are written once, over a tile engine that says how a tile of scores is computed and which elements of it
+// a thread holds: MmaTileProduct (mma_tile_product.cuh) for halves, SimtTileProduct (match_simt_tile.cuh) for float32
+// and float64. Scores are s = dot * inv_norm_a * inv_norm_b, logits beta * s + log m, in the accumulate type.
+// x and y are relative to the centre of b's grid, which halves the magnitudes that float32 sums.
+#pragma once
+
+#include <cstdint>
+
+#include "cosegflow/match.h"
+#include "pack.cuh"
+#include "primitives/online_softmax.cuh"
+
+namespace cosegflow::match_cuda {
+
+inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+template <class Acc>
+struct alignas(16) Column {  // of a tile: a target
+  Acc x, y, inv_norm, log_weight;
+};
+
+// Targets at and beyond the count get log_weight -inf, so that no element of a tile needs a bounds check.
+template <class T, class Acc = accumulate_t<T>>
+__device__ __forceinline__ Column<Acc> load_column(const PackedSide<T>& side, int64_t b, int j, int count, int width,
+                                                   int height) {
+  if (j >= count) return {Acc(0), Acc(0), Acc(0), minus_infinity<Acc>()};
+  const int64_t at = b * side.positions + j;
+  const int pixel = side.index[at];
+  return {static_cast<Acc>(pixel % width) - static_cast<Acc>(width - 1) / 2,
+          static_cast<Acc>(pixel / width) - static_cast<Acc>(height - 1) / 2, side.inv_norm[at], side.log_weight[at]};
+}
+
+// Whole tiles of rows, split along the targets where rows alone would leave multiprocessors idle.
+struct BlockPlace {
+  int64_t b;
+  int row_tile, split;
+};
+__device__ __forceinline__ BlockPlace block_place(int row_tiles, int splits) {
+  const int64_t rest = blockIdx.x / splits;
+  return {rest / row_tiles, static_cast<int>(rest % row_tiles), static_cast<int>(blockIdx.x % splits)};
+}
+// The tiles of one split: [first, end).
+__device__ __forceinline__ void split_range(int tiles, int splits, int split, int& first, int& end) {
+  const int each = (tiles + splits - 1) / splits;
+  first = min(tiles, split * each);
+  end = min(tiles, first + each);
+}
+
+// How many parts the targets are split into: enough for two blocks on each of ~132 multiprocessors, 16 at most.
+inline int choose_splits(int64_t row_blocks, int64_t column_tiles) {
+  const int64_t wanted = ceil_div(264, row_blocks < 1 ? 1 : row_blocks);
+  const int64_t most = column_tiles < 16 ? column_tiles : 16;
+  return static_cast<int>(wanted < most ? wanted : most);
+}
+
+template <class T>
+struct ForwardArgs {
+  using Acc = accumulate_t<T>;
+  PackedSide<T> a, b;
+  int width_b, height_b;
+  View1 beta;
+  int row_tiles, splits;
+  OnlineSoftmax<Acc>* partial;  // (splits, B, Na): states of compact rows
+};
+
+// One chunk of the backward: `images` images from image b0 on, rows [row_begin, row_begin + rows) of each.
+template <class T>
+struct GradientArgs {
+  using Acc = accumulate_t<T>;
+  PackedSide<T> a, b;  // from image b0 on
+  int width_a, width_b, height_b;
+  View1 beta;  // this and the views below from image b0 on
+  View4 flow, grad_flow;
+  View3 lse, grad_lse;
+  int row_begin, rows;
+  int row_tiles, splits;
+  int64_t pitch;  // of a row of dscore and of columns: a multiple of the tile
+  Acc* dscore;    // (images, rows, pitch): d(loss)/ds
+  Acc* columns;   // (images, row_tiles, 2, pitch): sums over a tile's rows of dlogit and of dlogit * s; or null
+};
+
+// The extents of the engine of T, for the host.
+template <class T>
+struct TileExtent {
+  static constexpr int kRows = 128, kCols = 128;
+};
+template <>
+struct TileExtent<double> {
+  static constexpr int kRows = 64, kCols = 64;
+};
+
+// match_forward_mma_cuda.cu (halves), match_forward_simt_cuda.cu (float, double)
+template <class T>
+Status launch_forward(const ForwardArgs<T>& args, Stream stream);
+// match_backward_mma_cuda.cu, match_backward_simt_cuda.cu
+template <class T>
+Status launch_score_gradient(const GradientArgs<T>& args, int64_t images, Stream stream);
+
+// Whole operations, with their workspaces. match_simple_cuda.cu, match_forward_cuda.cu, match_backward_cuda.cu.
+size_t simple_backward_bytes(const MatchParams& p);
+Status simple_forward(const MatchParams& p, Stream stream);
+Status simple_backward(const MatchParams& p, void* workspace, Stream stream);
+size_t tiled_forward_bytes(const MatchParams& p);
+Status tiled_forward(const MatchParams& p, void* workspace, Stream stream);
+size_t tiled_backward_bytes(const MatchParams& p);
+Status tiled_backward(const MatchParams& p, void* workspace, Stream stream);
+
+}  // namespace cosegflow::match_cuda

@@ -1,0 +1,228 @@
+"""What every operation owes PyTorch: one table, so that an operation added later is covered by adding a row."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from errors import assert_close
+
+import cosegflow
+from cosegflow import reference
+
+
+def features(batch=2, channels=5, height=4, width=3, dtype=torch.float64):
+    return torch.randn(batch, channels, height, width, dtype=dtype)
+
+
+def soft_mask(batch, height, width, dtype=torch.float64):
+    """Weights in (0, 1), with holes."""
+    mask = torch.rand(batch, height, width, dtype=dtype) * 0.9 + 0.1
+    return torch.where(torch.rand(batch, height, width) < 0.3, -1.0, mask)  # a hole of 0 is no place for differences
+
+
+def _warp():
+    flow = torch.randint(-2, 3, (2, 2, 5, 6)).double() + 0.3 + 0.4 * torch.rand(2, 2, 5, 6, dtype=torch.float64)
+    return (features(), flow)
+
+
+def _correlation():
+    return (features(), features(height=2, width=5))
+
+
+def _soft_argmax():
+    return (torch.randn(2, 3, 2, 4, 3, dtype=torch.float64), soft_mask(2, 4, 3), torch.tensor(1.5).double())
+
+
+def _match():
+    mask_a = (torch.rand(2, 4, 3) < 0.8).double()
+    return (features(), features(height=2, width=5), mask_a, soft_mask(2, 2, 5), torch.tensor([3.0, -2.0]).double())
+
+
+def _call_warp(x, flow):
+    return cosegflow.warp(x, flow)
+
+
+def _call_correlation(fa, fb):
+    return cosegflow.correlation(fa, fb, normalize=True, relu=True)
+
+
+def _call_soft_argmax(corr, mask_b, beta):
+    return cosegflow.soft_argmax(corr, mask_b, beta=beta)[:2]
+
+
+def _call_match(fa, fb, mask_a, mask_b, beta):
+    return cosegflow.match(fa, fb, mask_a, mask_b, beta=beta)[:2]
+
+
+# name -> (inputs, public function of them, how many of the inputs are operator arguments, differentiable inputs)
+TABLE = {
+    "warp": (_warp, _call_warp, (0, 1)),
+    "correlation": (_correlation, _call_correlation, (0, 1)),
+    "soft_argmax": (_soft_argmax, _call_soft_argmax, (0, 1, 2)),
+    "match": (_match, _call_match, (0, 1, 3, 4)),
+}
+ALL = pytest.mark.parametrize("name", TABLE)
+
+
+def differentiable(name):
+    make, call, wanted = TABLE[name]
+    inputs = list(make())
+    for i in wanted:
+        inputs[i].requires_grad_()
+    return call, inputs
+
+
+def finite_sum(result):
+    """A scalar of all outputs; lse may be -inf where nothing matches."""
+    total = 0.0
+    for r in result if isinstance(result, tuple) else (result,):
+        weights = torch.arange(r.numel(), dtype=r.dtype).reshape(r.shape) / r.numel() - 0.5
+        total = total + (torch.where(torch.isfinite(r), r, 0.0) * weights).sum()
+    return total
+
+
+@ALL
+def test_gradcheck(name):
+    call, inputs = differentiable(name)
+    assert torch.autograd.gradcheck(lambda *i: finite_sum(call(*i)), inputs)
+
+
+@ALL
+def test_gradgradcheck(name):
+    call, inputs = differentiable(name)
+    assert torch.autograd.gradgradcheck(lambda *i: finite_sum(call(*i)), inputs)
+
+
+@ALL
+def test_opcheck_forward(name):
+    _, inputs = differentiable(name)
+    torch.library.opcheck(getattr(torch.ops.cosegflow, name).default, tuple(inputs))
+
+
+BACKWARD_ARGUMENTS = {
+    "warp": lambda i: (torch.randn(2, 5, 5, 6).double(), *i, "bilinear", "zeros", True, True, False),
+    "correlation": lambda i: (
+        torch.randn(2, 4, 3, 2, 5).double(), *i, torch.ops.cosegflow.correlation(*i, True, True).detach(), True, True,
+        False, True, True,
+    ),
+    "soft_argmax": lambda i: (
+        torch.randn(2, 2, 3, 2).double(), torch.randn(2, 3, 2).double(), *i,
+        *(o.detach() for o in torch.ops.cosegflow.soft_argmax(*i)[:2]), False, True, True, True,
+    ),
+    "match": lambda i: (
+        torch.randn(2, 2, 4, 3).double(), torch.randn(2, 4, 3).double(), *i,
+        *(o.detach() for o in torch.ops.cosegflow.match(*i)[:2]), True, False, True, True, True, True,
+    ),
+}  # fmt: skip
+
+
+@ALL
+def test_opcheck_backward(name):
+    inputs = TABLE[name][0]()
+    torch.library.opcheck(getattr(torch.ops.cosegflow, f"{name}_backward").default, BACKWARD_ARGUMENTS[name](inputs))
+
+
+@ALL
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_fullgraph(name, dynamic):
+    torch._dynamo.reset()
+    call, inputs = differentiable(name)
+    compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    leaves = [i for i in inputs if i.requires_grad]
+    expected = torch.autograd.grad(finite_sum(call(*inputs)), leaves)
+    actual = torch.autograd.grad(finite_sum(compiled(*inputs)), leaves)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+def test_compile_inductor():
+    torch._dynamo.reset()
+    call, inputs = differentiable("match")
+    compiled = torch.compile(lambda *i: finite_sum(call(*i)) * 2, fullgraph=True)
+    assert_close(compiled(*inputs), finite_sum(call(*inputs)) * 2, 1e-12)
+
+
+@ALL
+def test_transforms_are_right(name):
+    """jvp and vmap agree with the reference's; a plain register_autograd would give tangents of 0 without a word."""
+    make, call, wanted = TABLE[name]
+    inputs = make()
+    tangents = tuple(torch.randn_like(i) if k in wanted else torch.zeros_like(i) for k, i in enumerate(inputs))
+    step = 1e-6
+    plus = finite_sum(call(*(i + step * t for i, t in zip(inputs, tangents, strict=True))))
+    minus = finite_sum(call(*(i - step * t for i, t in zip(inputs, tangents, strict=True))))
+    _, tangent = torch.func.jvp(lambda *i: finite_sum(call(*i)), inputs, tangents)
+    assert_close(tangent, (plus - minus) / (2 * step), 1e-5, "jvp")
+    doubled = tuple(torch.stack((i, i)) for i in inputs)
+    mapped = torch.func.vmap(call)(*doubled)
+    for m, e in zip(mapped if isinstance(mapped, tuple) else (mapped,),
+                    call(*inputs) if isinstance(mapped, tuple) else (call(*inputs),), strict=True):  # fmt: skip
+        assert_close(m[1], e, 1e-9, "vmap")
+
+
+@ALL
+def test_fake_matches_real(name):
+    make, call, _ = TABLE[name]
+    inputs = make()
+    real = call(*inputs)
+    meta = call(*(i.to("meta") for i in inputs))
+    for r, m in zip(real if isinstance(real, tuple) else (real,), meta if isinstance(meta, tuple) else (meta,),
+                    strict=True):  # fmt: skip
+        assert r.shape == m.shape and r.dtype == m.dtype and r.stride() == m.stride()
+
+
+@pytest.mark.parametrize("name", ["match", "correlation"])
+def test_autocast_casts_features_only(name):
+    fa, fb = features(dtype=torch.float32, channels=32), features(dtype=torch.float32, channels=32)
+    with torch.autocast("cpu", torch.bfloat16):
+        if name == "match":
+            result = cosegflow.match(fa, fb, mask_b=torch.rand(2, 4, 3), beta=10.0)
+            expected = cosegflow.match(fa, fb, beta=10.0)
+            assert all(r.dtype == torch.float32 for r in result)  # a coordinate is never rounded to bfloat16
+            result = cosegflow.match(fa, fb, beta=10.0)
+            mixed = cosegflow.match(fa.bfloat16(), fb, beta=10.0)
+            assert torch.equal(mixed.flow, result.flow)
+            rounded = reference.match(fa.bfloat16().double(), fb.bfloat16().double(), None, None, torch.tensor(10.0))
+            assert_close(expected.flow, rounded.flow, 1e-4, "features are rounded, nothing else")
+        else:
+            assert cosegflow.correlation(fa, fb).dtype == torch.bfloat16
+            assert cosegflow.correlation(fa.double(), fb.double()).dtype == torch.float64
+
+
+def test_autocast_backward():
+    fa = features(dtype=torch.float32).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        cosegflow.match(fa, features(dtype=torch.float32)).flow.sum().backward()
+    assert fa.grad is not None and fa.grad.dtype == torch.float32 and bool(torch.isfinite(fa.grad).all())
+
+
+def test_stubs_match_the_schemas():
+    """`_operators.pyi` names every operator with the arguments of its schema, in order."""
+    text = (Path(cosegflow.__file__).parent / "_operators.pyi").read_text()
+    stubs = {
+        name: re.findall(r"(\w+):", arguments)
+        for name, arguments in re.findall(r"def (\w+)\(\s*self,(.*?)\)\s*->", text, flags=re.DOTALL)
+    }
+    for name in TABLE:
+        for operator in (name, f"{name}_backward"):
+            schema = getattr(torch.ops.cosegflow, operator).default._schema
+            assert stubs[operator] == [a.name for a in schema.arguments], operator
+
+
+@ALL
+def test_docstrings(name):
+    text = inspect.getdoc(getattr(cosegflow, name))
+    assert text is not None
+    for part in ("Args:", "Returns:", "Raises:", "arXiv"):
+        assert part in text, f"{name}: no {part}"
+
+
+def test_later_arguments_are_refused():
+    fa = features()
+    for options in ({"kernel_sigma": 5.0}, {"return_index": True}):
+        with pytest.raises(NotImplementedError, match=next(iter(options))):
+            cosegflow.match(fa, fa, **options)
+        with pytest.raises(NotImplementedError, match=next(iter(options))):
+            cosegflow.soft_argmax(torch.zeros(1, 2, 2, 2, 2), **options)

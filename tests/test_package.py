@@ -1,0 +1,176 @@
+"""What is built and how it fails: symbols, headers, C++ use without torch, build messages, info."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cosegflow
+from cosegflow import _library, info
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(cosegflow.__file__).parent
+HEADERS = sorted((ROOT / "csrc" / "include" / "cosegflow").glob("*.h"))
+
+
+def run(*command: object, **options) -> str:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_only_the_api_is_exported():
+    lines = run("nm", "-D", "-C", "--defined-only", PACKAGE / "libcosegflow.so").splitlines()
+    exported = {line.split(" ", 2)[2].split("(")[0] for line in lines if " T " in line}
+    declared = {
+        f"cosegflow::{words[i]}"
+        for header in HEADERS
+        for line in header.read_text().splitlines()
+        if line.startswith("COSEGFLOW_API")
+        for words in [line.replace("(", " ").split()]
+        for i in [2]
+    }
+    if not _library.HAS_CUDA_KERNELS:
+        declared = {d for d in declared if not d.endswith("_cuda")}
+    assert exported == declared
+
+
+def test_links_neither_cuda_nor_torch_where_it_must_not():
+    def needed(name: str) -> list[str]:
+        text = run("readelf", "-d", PACKAGE / name)
+        return [line.split("[")[1].rstrip("]") for line in text.splitlines() if "NEEDED" in line]
+
+    kernels, binding = needed("libcosegflow.so"), needed("_C.abi3.so")
+    assert not [n for n in kernels if "torch" in n or "cudart" in n or "c10" in n], kernels
+    assert not [n for n in binding if "cuda" in n], binding
+    assert "libcosegflow.so" in binding
+
+
+@pytest.mark.parametrize("header", HEADERS, ids=lambda h: h.name)
+def test_header_compiles_alone(header):
+    program = f'#include "cosegflow/{header.name}"\nint main() {{ return 0; }}\n'
+    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c++", "-"]
+    run(*command, f"-I{ROOT / 'csrc/include'}", input=program)
+
+
+def test_cpp_without_torch(tmp_path):
+    """A C++ program links libcosegflow and warps an image by one pixel."""
+    (tmp_path / "main.cpp").write_text(
+        """
+        #include <cosegflow/warp.h>
+        #include <cstdio>
+        int main() {
+          float x[4] = {1, 2, 3, 4}, flow[8] = {1, 1, 1, 1, 0, 0, 0, 0}, out[4] = {};
+          cosegflow::WarpParams p;
+          p.batch = p.channels = 1;
+          p.height = p.width = p.out_height = p.out_width = 2;
+          p.x = {x, cosegflow::DType::kFloat32, {4, 4, 2, 1}};
+          p.flow = {flow, cosegflow::DType::kFloat32, {8, 4, 2, 1}};
+          p.out = {out, cosegflow::DType::kFloat32, {4, 4, 2, 1}};
+          const cosegflow::Status status = cosegflow::warp_forward_cpu(p, {});
+          if (!status.ok()) return std::puts(status.message), 1;
+          std::printf("%g %g %g %g", out[0], out[1], out[2], out[3]);
+        }
+        """
+    )
+    link = [f"-I{ROOT / 'csrc/include'}", f"-L{PACKAGE}", "-lcosegflow", f"-Wl,-rpath,{PACKAGE}"]
+    run("g++", "-std=c++17", tmp_path / "main.cpp", "-o", tmp_path / "main", *link)
+    assert run(tmp_path / "main") == "2 0 4 0"
+
+
+def test_setup_without_torch_says_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match=r"pip install --no-build-isolation \.") as failure:
+        runpy.run_path("setup.py")
+    assert "pip install 'torch>=2.10'" in str(failure.value)
+
+
+def test_setup_refuses_contradiction(monkeypatch):
+    monkeypatch.setenv("COSEGFLOW_CPU_ONLY", "1")
+    monkeypatch.setenv("COSEGFLOW_FORCE_CUDA", "1")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="COSEGFLOW_FORCE_CUDA is set, but COSEGFLOW_CPU_ONLY is set"):
+        runpy.run_path("setup.py")
+
+
+def test_cpu_only_build_works_and_says_so(tmp_path):
+    environment = {**os.environ, "COSEGFLOW_CPU_ONLY": "1"}
+    built = subprocess.run(
+        [sys.executable, "setup.py", "build", "--build-base", tmp_path / "base", "--build-lib", tmp_path / "lib"],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "WITHOUT CUDA kernels: COSEGFLOW_CPU_ONLY is set" in built.stderr
+    assert json.loads((tmp_path / "lib/cosegflow/_build_info.json").read_text())["cuda"] is None
+    assert (tmp_path / "lib/cosegflow/include/cosegflow/match.h").exists()
+    code = """if True:
+        import sys, torch, cosegflow
+        from cosegflow import _library, info
+        assert cosegflow.__file__.startswith(sys.argv[1])
+        assert torch.equal(cosegflow.warp(torch.ones(1, 1, 2, 2), torch.zeros(1, 2, 2, 2)), torch.ones(1, 1, 2, 2))
+        assert "built without CUDA kernels: COSEGFLOW_CPU_ONLY is set" in info.report()
+        try:
+            _library.require(torch.device("cuda"))
+        except RuntimeError as error:
+            assert "no CUDA kernels" in str(error) and "COSEGFLOW_FORCE_CUDA=1" in str(error)
+        else:
+            raise AssertionError
+    """
+    run(sys.executable, "-c", code, tmp_path, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "lib")})
+
+
+def test_info_tells_all():
+    text = run(sys.executable, "-m", "cosegflow.info")
+    for word in (
+        cosegflow.__version__,
+        torch.__version__,
+        "CUDA kernels",
+        "architectures",
+        "backend cpu",
+        "backend cuda",
+    ):
+        assert word in text
+    assert "backend cpu      works" in text
+    works, reason = info.cuda_status()
+    assert works == torch.cuda.is_available() or reason
+
+
+def test_a_failed_load_is_told_at_the_first_call(monkeypatch):
+    assert cosegflow.is_available()
+    monkeypatch.setattr(_library, "_load_error", ImportError("libc10.so: undefined symbol"))
+    assert not cosegflow.is_available()
+    with pytest.raises(RuntimeError, match=r"could not be loaded: libc10.so: undefined symbol.*torch >= 2.10"):
+        cosegflow.warp(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2))
+
+
+def test_kernels_need_only_torch_and_numpy():
+    """Importing cosegflow and calling an operation imports nothing of the joint layer."""
+    code = """if True:
+        import sys, torch, cosegflow
+        cosegflow.match(torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3))
+        heavy = {"lightning", "pytorch_lightning", "torchmetrics", "skimage", "matplotlib", "efficientnet_lite_pytorch"}
+        print(sorted(heavy & set(sys.modules)))
+    """
+    assert run(sys.executable, "-c", code).strip() == "[]"
+
+
+def test_gpu_check_rehearsal(tmp_path):
+    """Every step of `make gpu-check` that needs no GPU runs; without a GPU it says so."""
+    out = tmp_path / "result.json"
+    options = ["--device", "cpu", "--quick", "--select", "test_identity_and_shift", "--out", out]
+    run(sys.executable, ROOT / "benchmarks/gpu_check.py", *options)
+    result = json.loads(out.read_text())
+    assert result["tests"]["counts"]["passed"] >= 1 and result["tests"]["exit"] == 0
+    assert {r["op"] for r in result["bench"]} == {"match", "warp"}
+    for row in result["bench"]:
+        for who in ("cosegflow", "eager"):
+            assert row[who]["error"] <= 1e-3 and row[who]["forward"]["p50_ms"] > 0
+    if not torch.cuda.is_available():
+        done = subprocess.run([sys.executable, str(ROOT / "benchmarks/gpu_check.py")], capture_output=True, text=True)
+        assert done.returncode == 2 and "no CUDA device" in done.stderr
