@@ -163,10 +163,12 @@ def test_without_normalisation(backend, dtype):
     compare(backend, (2, 24, 6, 5, 4, 7), "soft", dtype, 1.0, normalize=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_many_tiles(backend, dtype):
-    """More sources and targets than a tile holds, in both images, not multiples of any tile."""
-    compare(backend, (2, 16, 23, 17, 19, 29), "holes", dtype, 15.0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("shape", [(2, 16, 23, 17, 19, 29), (1, 136, 3, 5, 47, 53)], ids=["rows", "targets"])
+def test_many_tiles(backend, shape, dtype):
+    """More sources, or more targets and channels, than any tile, split and pipeline holds, and no multiples of them."""
+    compare(backend, shape, "holes", dtype, 15.0)
+    compare(backend, shape, "soft", dtype, 15.0)
 
 
 def test_backward_in_chunks():

@@ -119,6 +119,12 @@ def test_the_environment_forces_the_simple_kernels(monkeypatch):
     assert cosegflow.match(fa, fa).flow.shape == (1, 2, 3, 4)
 
 
+def test_old_architectures_take_the_simple_kernels(pretend_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(_trust, "agrees", lambda op, like: pytest.fail("a check ran"))
+    assert _trust.use_simple("match", torch.float16, pretend_gpu)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_warmup():
     cosegflow.warmup()

@@ -93,6 +93,8 @@ def use_simple(op: str, dtype: torch.dtype, device: torch.device) -> bool:
         return False
     index = torch.cuda.current_device() if device.index is None else device.index
     major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:  # the fast paths need mma.m16n8k16 and cp.async
+        return True
     if (op, f"sm_{major}{minor}") in VERIFIED:
         return False
     key = (op, dtype, index)

@@ -4,46 +4,76 @@
 #include <cmath>
 
 #include "common/dispatch.h"
+#include "cpu/transpose_cpu.h"
 
 namespace cosegflow {
 namespace {
 
 constexpr double kNormEpsilon = 1e-12;
 
-// dst[c * width + t] = the c-th channel of the t-th of `count` positions; 0 for t in [count, width).
-// Reads along whichever of channels and positions lies densest in memory.
-template <class S, class T>
-void gather_panel(const S* image, const View4& view, const int64_t* offset, bool adjacent, int64_t count,
-                  int64_t channels, int64_t width, T* dst) {
-  const int64_t channel_stride = view.stride[1];
-  if (count < width) std::fill(dst, dst + channels * width, T(0));
-  if (adjacent) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const S* from = image + c * channel_stride + offset[0];
-      for (int64_t t = 0; t < count; ++t) dst[c * width + t] = static_cast<T>(to_float(from[t]));
-    }
-  } else if (channel_stride != 1) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const S* from = image + c * channel_stride;
-      for (int64_t t = 0; t < count; ++t) dst[c * width + t] = static_cast<T>(to_float(from[offset[t]]));
-    }
-  } else {
+// Panels are filled in groups: with channels outermost in memory, each visit to a channel touches another page, so it
+// had better take a few hundred bytes.
+constexpr int64_t kGroup = 4;
+
+// A group of positions: where they lie in an image.
+struct PositionGroup {
+  int64_t count = 0;
+  int64_t offset[kGroup * kMaxPanelWidth];
+  bool adjacent = true;
+
+  PositionGroup(const Foreground& foreground, int64_t first, int64_t most, int64_t image_width, const View4& view)
+      : count(std::min(most, foreground.count - first)) {
     for (int64_t t = 0; t < count; ++t) {
-      const S* from = image + offset[t];
-      for (int64_t c = 0; c < channels; ++c) dst[c * width + t] = static_cast<T>(to_float(from[c]));
+      const int64_t at = foreground.index[first + t];
+      offset[t] = at / image_width * view.stride[2] + at % image_width * view.stride[3];
+      adjacent &= offset[t] == offset[0] + t;
+    }
+  }
+};
+
+// Fills panels of positions, `channels` x `width` each and one after the other, with a group; 0 in what is left of the
+// last. Reads along whichever of channels and positions lies densest in memory.
+template <class S, class T>
+void gather_panels(const S* image, int64_t channel_stride, const PositionGroup& group, int64_t channels, int64_t width,
+                   T* panels) {
+  for (int64_t t = group.count; t % width != 0; ++t) {
+    for (int64_t c = 0; c < channels; ++c) panels[(t / width * channels + c) * width + t % width] = T(0);
+  }
+  if (!group.adjacent && channel_stride == 1) {
+    for (int64_t t = 0; t < group.count; ++t) {
+      const S* from = image + group.offset[t];
+      T* to = panels + t / width * channels * width + t % width;
+      for (int64_t c = 0; c < channels; ++c) to[c * width] = static_cast<T>(to_float(from[c]));
+    }
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    const S* from = image + c * channel_stride;
+    for (int64_t first = 0; first < group.count; first += width) {
+      T* to = panels + (first / width * channels + c) * width;
+      const int64_t live = std::min(width, group.count - first);
+      if (group.adjacent) {
+        const S* run = from + group.offset[first];
+        for (int64_t t = 0; t < live; ++t) to[t] = static_cast<T>(to_float(run[t]));
+      } else {
+        for (int64_t t = 0; t < live; ++t) to[t] = static_cast<T>(to_float(from[group.offset[first + t]]));
+      }
     }
   }
 }
 
-// Divides each column of a panel by max(its norm, epsilon).
+// Divides each column of a panel by max(its norm, epsilon). Squares are added up in T over short runs of channels, and
+// the runs in float64.
 template <class T>
 void normalize_panel(T* panel, int64_t channels, int64_t width, double* inverse_norm) {
+  constexpr int64_t kRun = 16;
   double square[kMaxPanelWidth] = {};
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t t = 0; t < width; ++t) {
-      const double value = static_cast<double>(panel[c * width + t]);
-      square[t] += value * value;
+  for (int64_t begin = 0; begin < channels; begin += kRun) {
+    T part[kMaxPanelWidth] = {};
+    for (int64_t c = begin; c < std::min(channels, begin + kRun); ++c) {
+      for (int64_t t = 0; t < width; ++t) part[t] += panel[c * width + t] * panel[c * width + t];
     }
+    for (int64_t t = 0; t < width; ++t) square[t] += static_cast<double>(part[t]);
   }
   T factor[kMaxPanelWidth];
   for (int64_t t = 0; t < width; ++t) {
@@ -56,17 +86,15 @@ void normalize_panel(T* panel, int64_t channels, int64_t width, double* inverse_
   }
 }
 
-// Rows [first, first + width) of the channel panels from one panel of positions: a transposition in squares.
+// Rows [first, first + width) of the channel panels from one panel of positions.
 template <class T>
 void write_channel_panels(const T* panel, const PackedFeatures<T>& packed, int64_t first) {
   const int64_t width = packed.width;
   for (int64_t c0 = 0; c0 < packed.channels; c0 += width) {
     T* to = packed.by_channel + c0 * packed.capacity + first * width;
     const int64_t live = std::min(width, packed.channels - c0);
-    for (int64_t t = 0; t < width; ++t) {
-      for (int64_t c = 0; c < live; ++c) to[t * width + c] = panel[(c0 + c) * width + t];
-      for (int64_t c = live; c < width; ++c) to[t * width + c] = T(0);
-    }
+    if (live < width) std::fill(to, to + width * width, T(0));
+    transpose(panel + c0 * width, width, live, width, to, width);
   }
 }
 
@@ -81,7 +109,7 @@ void PackedFeatures<T>::layout(Arena& arena, int64_t positions, int64_t channel_
   by_channel = want_by_channel ? arena.take<T>(channel_panels_size<T>(positions, channels)) : nullptr;
   by_position = want_by_position ? arena.take<T>(capacity * channels) : nullptr;
   inverse_norm = normalize ? arena.take<double>(capacity) : nullptr;
-  scratch = want_by_position ? nullptr : arena.take<T>(slots * round_up(channels * width, 64));
+  scratch = want_by_position ? nullptr : arena.take<T>(slots * round_up(kGroup * channels * width, 64));
 }
 
 template <class T>
@@ -90,23 +118,19 @@ void pack_features(const View4& features, int64_t b, int64_t image_width, const 
   const Status status = dispatch_floating(features.dtype, [&](auto tag) -> Status {
     using S = typename decltype(tag)::type;
     const S* image = static_cast<const S*>(features.data) + b * features.stride[0];
-    const int64_t width = packed.width, channels = packed.channels;
-    const int64_t panels = divide_up(foreground.count, width), slots = thread_count(runtime);
+    const int64_t width = packed.width, channels = packed.channels, panel_size = channels * width;
+    const int64_t step = kGroup * width, groups = divide_up(foreground.count, step), slots = thread_count(runtime);
     parallel_slots(runtime, slots, [&](int64_t slot) {
-      for (int64_t panel = panels * slot / slots; panel < panels * (slot + 1) / slots; ++panel) {
-        const int64_t first = panel * width, count = std::min(width, foreground.count - first);
-        int64_t offset[kMaxPanelWidth];
-        bool adjacent = true;  // in memory
-        for (int64_t t = 0; t < count; ++t) {
-          const int64_t at = foreground.index[first + t];
-          offset[t] = at / image_width * features.stride[2] + at % image_width * features.stride[3];
-          adjacent &= offset[t] == offset[0] + t;
+      for (int64_t i = groups * slot / slots; i < groups * (slot + 1) / slots; ++i) {
+        const PositionGroup group(foreground, i * step, step, image_width, features);
+        T* panels = packed.by_position != nullptr ? packed.by_position + i * kGroup * panel_size
+                                                  : packed.scratch + slot * round_up(kGroup * panel_size, 64);
+        gather_panels(image, features.stride[1], group, channels, width, panels);
+        for (int64_t t = 0; t < group.count; t += width, panels += panel_size) {
+          const int64_t first = i * step + t;
+          if (packed.inverse_norm != nullptr) normalize_panel(panels, channels, width, packed.inverse_norm + first);
+          if (packed.by_channel != nullptr) write_channel_panels(panels, packed, first);
         }
-        T* columns = packed.by_position != nullptr ? packed.by_position + first * channels
-                                                   : packed.scratch + slot * round_up(channels * width, 64);
-        gather_panel(image, features, offset, adjacent, count, channels, width, columns);
-        if (packed.inverse_norm != nullptr) normalize_panel(columns, channels, width, packed.inverse_norm + first);
-        if (packed.by_channel != nullptr) write_channel_panels(columns, packed, first);
       }
     });
     return {};
@@ -116,28 +140,66 @@ void pack_features(const View4& features, int64_t b, int64_t image_width, const 
 
 namespace {
 
-// The gradient to one row of channel panels through x / max(|x|, epsilon), in place.
+// The gradient to `count` positions of channel panels, from `first`, on its way to the features: parts are added, and
+// it goes through x / max(|x|, epsilon). Panel after panel, because rows of different panels lie far apart.
 template <class T>
-void normalize_gradient_row(const PackedFeatures<T>& packed, T* grad_panels, int64_t row) {
-  const int64_t width = packed.width, stride = packed.capacity * width;
-  const double inverse = packed.inverse_norm[row];
-  double along = 0;  // the component along the feature has no effect, unless the norm was clamped
-  if (!(inverse >= 1.0 / kNormEpsilon)) {
-    for (int64_t c0 = 0; c0 < packed.channels; c0 += width) {
-      const T* unit = packed.by_channel + c0 / width * stride + row * width;
-      const T* grad = grad_panels + c0 / width * stride + row * width;
-      const int64_t live = std::min(width, packed.channels - c0);
-      for (int64_t c = 0; c < live; ++c) along += static_cast<double>(unit[c]) * static_cast<double>(grad[c]);
+class GradientRows {
+ public:
+  GradientRows(const PackedFeatures<T>& packed, T* grad_panels, int64_t parts, int64_t part_stride, int64_t first,
+               int64_t count)
+      : packed_(packed), grad_(grad_panels), first_(first), count_(count) {
+    for (int64_t c0 = 0; c0 < packed.channels; c0 += packed.width) {
+      T* to = panel(grad_, c0);
+      for (int64_t part = 1; part < parts; ++part) {
+        const T* from = to + part * part_stride;
+        for (int64_t i = 0; i < count * packed.width; ++i) to[i] += from[i];
+      }
+    }
+    if (packed.inverse_norm != nullptr) project();
+  }
+
+  // columns[c * kMaxPanelWidth + t] = channel c0 + c of the gradient to the features at position first + t.
+  void columns(int64_t c0, T* columns) const {
+    const int64_t width = packed_.width;
+    T* grad = panel(grad_, c0);
+    if (packed_.inverse_norm != nullptr) {
+      const T* unit = panel(packed_.by_channel, c0);
+      for (int64_t t = 0; t < count_; ++t) {
+        const T factor = static_cast<T>(packed_.inverse_norm[first_ + t]), along = along_[t];
+        for (int64_t c = 0; c < width; ++c) {
+          grad[t * width + c] = (grad[t * width + c] - along * unit[t * width + c]) * factor;
+        }
+      }
+    }
+    transpose(grad, width, count_, width, columns, kMaxPanelWidth);
+  }
+
+ private:
+  T* panel(T* panels, int64_t c0) const { return panels + c0 * packed_.capacity + first_ * packed_.width; }
+
+  // The component of the gradient along the feature, which has no effect unless the norm was clamped.
+  void project() {
+    const int64_t width = packed_.width;
+    T products[kMaxPanelWidth * kMaxPanelWidth] = {};
+    for (int64_t c0 = 0; c0 < packed_.channels; c0 += width) {
+      const T *grad = panel(grad_, c0), *unit = panel(packed_.by_channel, c0);
+      const int64_t live = std::min(width, packed_.channels - c0);
+      for (int64_t t = 0; t < count_; ++t) {
+        for (int64_t c = 0; c < live; ++c) products[t * width + c] += grad[t * width + c] * unit[t * width + c];
+      }
+    }
+    for (int64_t t = 0; t < count_; ++t) {
+      double sum = 0;
+      for (int64_t c = 0; c < width; ++c) sum += static_cast<double>(products[t * width + c]);
+      along_[t] = packed_.inverse_norm[first_ + t] >= 1.0 / kNormEpsilon ? T(0) : static_cast<T>(sum);
     }
   }
-  const T projection = static_cast<T>(along), factor = static_cast<T>(inverse);
-  for (int64_t c0 = 0; c0 < packed.channels; c0 += width) {
-    const T* unit = packed.by_channel + c0 / width * stride + row * width;
-    T* grad = grad_panels + c0 / width * stride + row * width;
-    const int64_t live = std::min(width, packed.channels - c0);
-    for (int64_t c = 0; c < live; ++c) grad[c] = (grad[c] - projection * unit[c]) * factor;
-  }
-}
+
+  const PackedFeatures<T>& packed_;
+  T* grad_;
+  int64_t first_, count_;
+  T along_[kMaxPanelWidth];
+};
 
 }  // namespace
 
@@ -146,29 +208,28 @@ void unpack_gradient(const View4& grad, int64_t b, const Foreground& foreground,
                      T* grad_panels, int64_t parts, int64_t part_stride, const CpuRuntime& runtime) {
   const Status status = dispatch_floating(grad.dtype, [&](auto tag) -> Status {
     using S = typename decltype(tag)::type;
-    const int64_t width = packed.width, channels = packed.channels, stride = packed.capacity * width;
+    const int64_t width = packed.width, channels = packed.channels;
     S* image = static_cast<S*>(grad.data) + b * channels * foreground.total;
     if (!foreground.complete()) {
       parallel_for(runtime, channels * foreground.total, 1 << 16,
                    [&](int64_t begin, int64_t end) { std::fill(image + begin, image + end, from_float<S>(T(0))); });
     }
-    parallel_for(runtime, divide_up(foreground.count, width), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(runtime, divide_up(foreground.count, width), kGroup, [&](int64_t begin, int64_t end) {
       for (int64_t first = begin * width; first < std::min(end * width, foreground.count); first += width) {
         const int64_t count = std::min(width, foreground.count - first);
-        for (int64_t part = 1; part < parts; ++part) {
-          for (int64_t c0 = 0; c0 < channels; c0 += width) {
-            T* to = grad_panels + c0 / width * stride + first * width;
-            const T* from = to + part * part_stride;
-            for (int64_t i = 0; i < count * width; ++i) to[i] += from[i];
+        const GradientRows<T> rows(packed, grad_panels, parts, part_stride, first, count);
+        T columns[kMaxPanelWidth * kMaxPanelWidth];
+        for (int64_t c0 = 0; c0 < channels; c0 += width) {
+          rows.columns(c0, columns);
+          for (int64_t c = c0; c < std::min(channels, c0 + width); ++c) {
+            const T* from = columns + (c - c0) * kMaxPanelWidth;
+            S* to = image + c * foreground.total;
+            if (foreground.complete()) {
+              for (int64_t t = 0; t < count; ++t) to[first + t] = from_float<S>(from[t]);
+            } else {
+              for (int64_t t = 0; t < count; ++t) to[foreground.index[first + t]] = from_float<S>(from[t]);
+            }
           }
-        }
-        if (packed.inverse_norm != nullptr) {
-          for (int64_t row = first; row < first + count; ++row) normalize_gradient_row(packed, grad_panels, row);
-        }
-        for (int64_t c = 0; c < channels; ++c) {
-          const T* from = grad_panels + c / width * stride + first * width + c % width;
-          S* to = image + c * foreground.total;
-          for (int64_t t = 0; t < count; ++t) to[foreground.index[first + t]] = from_float<S>(from[t * width]);
         }
       }
     });

@@ -20,7 +20,7 @@ struct PackedFeatures {
   T* by_channel = nullptr;             // panels of channels, a row for each position
   T* by_position = nullptr;            // panels of positions, a row for each channel
   double* inverse_norm = nullptr;      // of each position; null: not normalised
-  T* scratch = nullptr;                // for each slot, one panel of positions
+  T* scratch = nullptr;                // for each slot, a group of panels of positions
   int64_t width = 0;                   // of a panel
 
   void layout(Arena& arena, int64_t positions, int64_t channels, bool normalize, bool want_by_channel,

