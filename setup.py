@@ -111,6 +111,13 @@ def binding() -> Extension:
 class BuildKernels(cpp_extension.BuildExtension):
     """torch's builder, with a plain name for libcosegflow, our CUDA choice, and a record of what was built."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # One folder of objects for wheels and editable installs (setuptools gives the latter a temporary one), so that
+        # whichever comes second only links.
+        kind = "cpu" if CUDA_HOME is None else "cuda"
+        self.build_temp = str(ROOT / "build" / f"objects-{kind}-torch{torch.__version__}-py{sys.version_info.minor}")
+
     def get_ext_filename(self, ext_name: str) -> str:
         if ext_name.endswith("libcosegflow"):
             return os.path.join(*ext_name.split(".")) + ".so"

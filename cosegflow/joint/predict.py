@@ -1,0 +1,117 @@
+"""Predictions at the photographs' own sizes, with a trained model, without training, and the plain baseline."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cosegflow
+from cosegflow.joint.losses import match_level
+from cosegflow.joint.matcher import Gate, Matching, match_gated, resize_flow
+from cosegflow.joint.model import JointModel
+
+
+class Prediction(NamedTuple):
+    """What is known of a batch of pairs."""
+
+    flow_ab: Tensor
+    """(B, 2, Ha, Wa) float32, pixels of b minus pixels of a."""
+    mask_a: Tensor
+    """(B, Ha, Wa) float32 in [0, 1]."""
+    mask_b: Tensor
+    """(B, Hb, Wb) float32 in [0, 1]."""
+    confidence: Tensor
+    """(B, Ha, Wa) float32 in [0, 1]."""
+
+
+def model_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
+    """(H, W), multiples of 16, near the shape of `size` with about image_size ** 2 pixels, aspect at most 4 : 1."""
+    aspect = min(4.0, max(0.25, size[1] / size[0]))
+    height, width = image_size / aspect**0.5, image_size * aspect**0.5
+    return max(16, round(height / 16) * 16), max(16, round(width / 16) * 16)
+
+
+def _shrink(image: Tensor, image_size: int) -> Tensor:
+    size = model_size((image.shape[-2], image.shape[-1]), image_size)
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
+def _full(values: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(values.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def _assemble(
+    ab: Matching, grid_b: tuple[int, int], masks: tuple[Tensor, Tensor], image_a: Tensor, image_b: Tensor
+) -> Prediction:
+    size_a, size_b = _size(image_a), _size(image_b)
+    return Prediction(
+        resize_flow(ab.flow, size_a, size_b, grid_b),
+        masks[0].clamp(0, 1),
+        masks[1].clamp(0, 1),
+        _full(ab.confidence, size_a).clamp(0, 1),
+    )
+
+
+@torch.no_grad()
+def predict(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
+    """Flow and masks of a trained model for (B, 3, Ha, Wa) and (B, 3, Hb, Wb) in [0, 1], any sizes."""
+    side = model.config.image_size
+    output = model(_shrink(image_a, side), _shrink(image_b, side))
+    last = output.rounds[-1]
+    masks = tuple(
+        torch.sigmoid(_full(logits, _size(image)))
+        for logits, image in ((last.logits_a, image_a), (last.logits_b, image_b))
+    )
+    return _assemble(last.ab, _size(output.features_b), (masks[0], masks[1]), image_a, image_b)
+
+
+@torch.no_grad()
+def predict_untrained(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
+    """The same without training: pretrained descriptors, and Otsu's threshold on how well each position matches.
+
+    The similarity is smoothed by a 3 x 3 mean; the masks gate a second matching, as in the trained model.
+    """
+    config = model.config
+    small_a, small_b = _shrink(image_a, config.image_size), _shrink(image_b, config.image_size)
+    fa, fb = model.adapter(model.pyramid(small_a), model.pyramid(small_b))
+    ab = match_gated(fa, fb, None, None, config.beta)
+    ba = match_gated(fb, fa, None, None, config.beta)
+    near = [F.avg_pool2d(m.similarity, 3, 1, 1, count_include_pad=False) for m in (ab, ba)]
+    both = torch.cat([n.flatten(1) for n in near], 1)
+    level, spread = match_level(both), both.std(1).clamp(min=1e-6)
+    soft = [torch.sigmoid(4 * (n - level[:, None, None]) / spread[:, None, None]) for n in near]
+    gates = [Gate(s >= 0.5, torch.where(s >= config.target_threshold, s, 0.0)) for s in soft]
+    empty = torch.stack([~g.source.flatten(1).any(1) for g in gates]).any(0)[:, None, None]
+    gates = [Gate(g.source | empty, torch.where(empty, 1.0, g.target)) for g in gates]
+    ab = match_gated(fa, fb, gates[0], gates[1], config.beta, ab)
+    masks = _full(soft[0], _size(image_a)), _full(soft[1], _size(image_b))
+    return _assemble(ab, _size(fb), masks, image_a, image_b)
+
+
+@torch.no_grad()
+def predict_nearest(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
+    """The plain baseline: cosine nearest neighbour of the stride-16 features, no masks (all foreground)."""
+    side = model.config.image_size
+    fa = model.pyramid(_shrink(image_a, side))[2]
+    fb = model.pyramid(_shrink(image_b, side))[2]
+    volume = cosegflow.correlation(fa, fb, normalize=True).flatten(3)
+    score, index = volume.max(-1)
+    width, ones = fb.shape[-1], torch.ones
+    here = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (fa.shape[-2], fa.shape[-1])), indexing="ij"))
+    there = torch.stack((index % width, index // width), 1)
+    flow = (there - here.flip(0)).to(score.dtype)
+    batch = image_a.shape[0]
+    return _assemble(
+        Matching(flow, score.clamp(0, 1), score),
+        _size(fb),
+        (ones(batch, *_size(image_a)), ones(batch, *_size(image_b))),
+        image_a,
+        image_b,
+    )
