@@ -31,6 +31,8 @@ from cosegflow.report import Example, Row, check_output, format_table, staged_fo
 BATCH = 4
 EVALUATED = 48
 SHOWN = 8
+LEAST_STEPS = 60
+"""Fewer teach nothing; where they take longer than the minutes asked for, training may take twice as long."""
 POOL = 200
 """So many training pairs are composed; then they come again, in another order."""
 
@@ -96,17 +98,24 @@ def _examples(model: JointModel, pairs: list[Pair]) -> list[Example]:
     return examples
 
 
-def _seconds_per_step(module: JointModule, loader: DataLoader) -> float:
-    """Times a few steps without learning from them."""
-    spent = []
-    for index, batch in enumerate(loader):
-        start = time.perf_counter()
-        module.training_step(batch, index).backward()
-        spent.append(time.perf_counter() - start)
-        if index == 3:
-            break
+def _pace(module: JointModule, loader: DataLoader) -> float:
+    """Seconds per step, timed without learning; leaves torch at the number of threads that was fastest.
+
+    On a machine that others use too, two threads that wait for each other can be several times slower than one.
+    """
+    batches = list(loader)
+    most, best = torch.get_num_threads(), (float("inf"), 1)
+    for threads in sorted({1, most}):
+        torch.set_num_threads(threads)
+        spent = []
+        for index, batch in enumerate(batches):
+            start = time.perf_counter()
+            module.training_step(batch, index).backward()
+            spent.append(time.perf_counter() - start)
+        best = min(best, (sum(spent[1:]) / max(1, len(spent) - 1), threads))
+    torch.set_num_threads(best[1])
     module.zero_grad(set_to_none=True)
-    return min(spent[1:] or spent)
+    return best[0]
 
 
 def train(
@@ -114,7 +123,6 @@ def train(
 ) -> JointModule:  # fmt: skip
     """Trains on pairs composed from `library`; it sees the images, and that a pair shares its category."""
     lightning.seed_everything(seed, verbose=False)
-    module = JointModule(model, TrainConfig(task=task))
     pool = ComposedPairs(library, POOL, seed=seed, same_stamp=1.0)
     composed = [pool[i] for i in range(min(POOL, BATCH * (steps or POOL)))]
 
@@ -125,8 +133,11 @@ def train(
 
     limit = None
     if steps is None:
-        steps = max(10, int(60 * minutes / (_seconds_per_step(module, loader(4)) * 1.1)))
-        limit = timedelta(minutes=1.3 * minutes)
+        steps = max(
+            LEAST_STEPS, int(60 * minutes / (1.1 * _pace(JointModule(model, TrainConfig(task=task)), loader(4))))
+        )
+        limit = timedelta(minutes=2 * minutes)
+        lightning.seed_everything(seed, verbose=False)
     module = JointModule(model, TrainConfig(task=task, steps=steps))
     trainer = lightning.Trainer(
         max_epochs=1,

@@ -245,6 +245,22 @@ def test_nan_of_an_included_feature_comes_out(backend):
     assert bool(torch.isnan(flow).all()) and bool(torch.isnan(lse).all())
 
 
+@pytest.mark.parametrize("beta", [3e38, -3e38, 1e30])
+@pytest.mark.parametrize("targets", [1, 3, 37])
+def test_huge_beta(backend, beta, targets):
+    """Never NaN while float32 can hold beta * s."""
+    fa, fb = torch.ones(1, 1, 1, 2), torch.full((1, 1, 1, targets), -1.1)
+    fb[..., 0] = 1.0
+    for mask in (None, torch.ones(1, 1, targets)):
+        beta_leaf = torch.tensor(beta, requires_grad=True)
+        flow, lse, confidence = backend.match(fa, fb, None, mask, beta_leaf, False)
+        flow.sum().backward()
+        assert bool(torch.isfinite(flow).all()) and bool(torch.isfinite(lse).all())
+        assert bool(torch.isfinite(confidence).all()) and bool(torch.isfinite(beta_leaf.grad))
+        if beta > 0:
+            assert torch.equal(flow, torch.tensor([[[[0.0, -1.0]], [[0.0, 0.0]]]]))
+
+
 def test_empty_batch(backend):
     flow, lse, confidence = backend.match(
         torch.zeros(0, 8, 3, 4), torch.zeros(0, 8, 5, 6), None, None, torch.tensor(5.0)
@@ -293,8 +309,11 @@ F4 = torch.zeros(1, 3, 4, 5)
         (ValueError, lambda: cosegflow.match(F4, F4, None, torch.zeros(1, 2, 4, 5)), r"mask_b must have shape"),
         (TypeError, lambda: cosegflow.match(F4, F4, None, torch.zeros(1, 4, 5).byte()), r"pass `mask_b > 0`"),
         (TypeError, lambda: cosegflow.match(F4, F4, beta="warm"), r"beta must be a number .* got str"),
-        (ValueError, lambda: cosegflow.match(F4, F4, beta=NAN), r"beta must be finite, got nan"),
+        (ValueError, lambda: cosegflow.match(F4, F4, beta=NAN), r"beta must be finite in torch.float32, got nan"),
         (ValueError, lambda: cosegflow.match(F4, F4, beta=torch.zeros(2)), r"beta must be .* got \(2,\)"),
+        (ValueError, lambda: cosegflow.match(F4, F4, beta=1e39), r"beta must be finite in torch.float32, got 1e\+39"),
+        (TypeError, lambda: cosegflow.match(F4, F4, normalize=None), r"normalize must be True or False, got NoneType"),
+        (TypeError, lambda: cosegflow.match(F4.to_sparse(), F4), r"fa must be a dense tensor.*got layout"),
         (ValueError, lambda: cosegflow.match(F4, F4.to("meta")), r"fb must be on the device of fa, cpu, got meta"),
     ],
 )

@@ -191,6 +191,45 @@ def test_autocast_casts_features_only(name):
             assert cosegflow.correlation(fa.double(), fb.double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", ["match", "correlation"])
+def test_autocast_under_transforms(name):
+    """The reference that serves transforms casts the features as the kernels do, and rounds nothing else."""
+    fa, fb = features(dtype=torch.float32, channels=32), features(dtype=torch.float32, channels=32)
+
+    def call(a, b):
+        result = getattr(cosegflow, name)(a[None], b[None])
+        return result.flow if name == "match" else result
+
+    with torch.autocast("cpu", torch.bfloat16):
+        mapped, plain = torch.func.vmap(call)(fa, fb), torch.stack([call(a, b) for a, b in zip(fa, fb, strict=True)])
+    assert mapped.dtype == plain.dtype
+    assert_close(mapped, plain, 1e-5 if name == "match" else 8e-3)
+
+
+def test_compiled_transforms():
+    """torch.func inside torch.compile gives what it gives outside."""
+    torch._dynamo.reset()
+    fa, fb, tangent = features(), features(), features()
+
+    def jvp(a, t):
+        return torch.func.jvp(lambda a: cosegflow.match(a, fb, beta=5.0).flow, (a,), (t,))[1]
+
+    def grad(a):
+        return torch.func.grad(lambda a: cosegflow.match(a, fb, beta=5.0).flow.square().sum())(a)
+
+    for function, arguments in ((jvp, (fa, tangent)), (grad, (fa,))):
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        assert_close(compiled(*arguments), function(*arguments), 1e-10)
+
+
+def test_compile_with_a_changing_beta():
+    torch._dynamo.reset()
+    fa, fb = features(), features()
+    compiled = torch.compile(lambda b: cosegflow.match(fa, fb, beta=b).flow, fullgraph=True, backend="aot_eager")
+    for beta in (1.0, 2.0, 3.5):
+        assert torch.equal(compiled(beta), cosegflow.match(fa, fb, beta=beta).flow)
+
+
 def test_autocast_backward():
     fa = features(dtype=torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

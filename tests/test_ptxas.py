@@ -125,6 +125,9 @@ def test_no_spills_and_within_budget(reports):
         for name, registers, part in kernels(text):
             spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
             assert spills, part
+            assert "0 bytes stack frame" in part, (
+                f"{name} of {source.name} uses a stack frame on {architecture}: {part}"
+            )
             assert spills.groups() == ("0", "0"), f"{name} of {source.name} spills on {architecture}: {part}"
             seen[name] = max(seen.get(name, 0), registers)
     over = {name: f"{n} > {BUDGET.get(name)}" for name, n in seen.items() if not n <= BUDGET.get(name, 0)}

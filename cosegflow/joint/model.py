@@ -91,9 +91,9 @@ class JointModel(nn.Module):
                 warped = cosegflow.warp(masks[other].unsqueeze(1), near.flow).squeeze(1) - 0.5
             sides.append((near.similarity, score, cycle - 0.5, near.confidence - 0.5, warped))
         similar = standardise(sides[0][0], sides[1][0])
-        score = standardise(sides[0][1], sides[1][1])
-        a, b = (torch.stack((similar[i], score[i], *sides[i][2:]), 1) for i in (0, 1))
-        return a, b
+        fitting = standardise(sides[0][1], sides[1][1])
+        stacked = [torch.stack((similar[i], fitting[i], *sides[i][2:]), 1) for i in (0, 1)]
+        return stacked[0], stacked[1]
 
     def forward(self, image_a: Tensor, image_b: Tensor, rounds: int | None = None) -> JointOutput:
         """Images (B, 3, H, W) in [0, 1], sides multiples of 16. rounds: gated rounds, default of the configuration."""

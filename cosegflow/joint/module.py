@@ -47,7 +47,7 @@ class TrainConfig:
     warmup: int = 10
     steps: int = 200
     rounds: int = 1
-    contrast_size: int = 96
+    contrast_size: int = 64
     """The masked images of the contrast loss are reduced to this square."""
     equivariance_beta: float = 20.0
     level: float = 0.65
@@ -107,7 +107,7 @@ class JointModule(lightning.LightningModule):
         optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
 
         def factor(step: int) -> float:
-            warm = min(1.0, (step + 1) / max(1, recipe.warmup))
+            warm = min(1.0, (step + 1) / max(1, min(recipe.warmup, recipe.steps // 10)))
             return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, recipe.steps))))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)

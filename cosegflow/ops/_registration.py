@@ -1,4 +1,4 @@
-"""What every operator's registration shares: double backward, transforms, and autocast.
+"""What every operator's registration shares: the double backward, and when to evaluate the reference instead.
 
 Design. An operator `op` and its `op_backward` are both C++ kernels; autograd connects them from Python
 (`torch.library.register_autograd`), so AOTAutograd can trace both. The derivative of `op_backward` (the double
@@ -8,13 +8,12 @@ which the stable ABI does not have.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-LIBRARY = torch.library.Library("cosegflow", "IMPL")  # keeps the Python kernels registered while it lives
+from cosegflow.ops._autocast import without_autocast
 
 
 def sum_to_beta(per_image: Tensor, beta: Tensor) -> Tensor:
@@ -28,9 +27,9 @@ def transforms_active() -> bool:
     `register_autograd` does not cover them (forward mode would silently give zero tangents), so the public functions
     then evaluate their plain-torch reference, which is right under every transform but stores the volume.
     """
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def second_derivative(
@@ -56,7 +55,7 @@ def second_derivative(
         # A view is a node of its own, so that one tensor passed as two inputs gets two gradients.
         return t.view_as(t) if higher_order and t.requires_grad else t.detach().requires_grad_()
 
-    with torch.enable_grad():
+    with torch.enable_grad(), without_autocast(inputs[0]):
         xs = [variable(x) for x in inputs]
         gs = [None if g is None else variable(g) for g in grad_outputs]
         outputs = forward(*xs)
@@ -83,29 +82,3 @@ def second_derivative(
         for_inputs: list[Tensor | None] = [next(result) for _ in xs]
         for_grads: list[Tensor | None] = [None if g is None else next(result) for g in gs]
     return for_inputs, for_grads
-
-
-def autocast_features(library: torch.library.Library, name: str) -> None:
-    """Under autocast, casts the first two arguments (fa, fb) to the autocast dtype, and nothing else.
-
-    `torch.library.register_autocast` would cast masks, flow and values too, and a rounded coordinate is a wrong one.
-    float64 stays float64, as in torch's own rules.
-    """
-    operator = getattr(torch.ops.cosegflow, name).default
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-    keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-
-    def register(device_type: str, key: str) -> None:
-        def kernel(fa: Tensor, fb: Tensor, *args: Any, **kwargs: Any) -> Any:
-            def cast(features: Tensor) -> Tensor:
-                if features.device.type != device_type or features.dtype == torch.float64:
-                    return features
-                return features.to(torch.get_autocast_dtype(device_type))
-
-            with torch._C._ExcludeDispatchKeyGuard(keys):
-                return operator(cast(fa), cast(fb), *args, **kwargs)
-
-        library.impl(name, kernel, key)
-
-    register("cpu", "AutocastCPU")
-    register("cuda", "AutocastCUDA")

@@ -1,7 +1,7 @@
 """Which CUDA kernels to take: the fast ones, once they have agreed with the simple ones on this machine.
 
 Each operation has one simple kernel that is plainly right. A fast path that has not been verified on hardware of this
-architecture (`VERIFIED`) compares itself with the simple one on a small fixed problem, once per process at its first
+architecture (`VERIFIED`) compares itself with the simple one on small fixed problems, once per process at its first
 use, and is not taken if it disagrees: one warning says so. While a stream is being captured no check can run, so an
 unchecked path is not taken; `warmup()` runs all checks beforehand. COSEGFLOW_SIMPLE=1 forces the simple kernels.
 
@@ -15,13 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from cosegflow._operators import operators
+from cosegflow.ops._autocast import without_autocast
 from cosegflow.reference import accumulate_dtype
 
 # (operation, architecture such as "sm_90") whose fast paths a committed gpu-check result has verified.
 VERIFIED: frozenset[tuple[str, str]] = frozenset()
 
+Size = tuple[int, ...]
 _agreed: dict[tuple[str, torch.dtype, int], bool] = {}
 
 
@@ -33,55 +36,65 @@ def _wave(shape: tuple[int, ...], speed: float, like: Tensor) -> Tensor:
     return torch.sin(torch.arange(count, device=like.device, dtype=torch.float64) * speed).reshape(shape)
 
 
-def _match(ops: Any, like: Tensor, simple: bool) -> list[Tensor]:
-    fa, fb = _wave((2, 72, 9, 17), 0.7, like).to(like.dtype), _wave((2, 72, 11, 13), 1.3, like).to(like.dtype)
+def _match(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
+    b, c, ha, wa, hb, wb = size
+    fa, fb = _wave((b, c, ha, wa), 0.7, like).to(like.dtype), _wave((b, c, hb, wb), 1.3, like).to(like.dtype)
     acc = accumulate_dtype(like.dtype)
-    mask_a, mask_b = _wave((2, 9, 17), 2.1, like) > -0.5, _wave((2, 11, 13), 1.7, like).clamp(min=0).to(acc)
+    mask_a, mask_b = _wave((b, ha, wa), 2.1, like) > -0.5, _wave((b, hb, wb), 1.7, like).clamp(min=0).to(acc)
     beta = torch.full((), 12.0, device=like.device, dtype=acc)
     flow, lse, confidence = ops.match(fa, fb, mask_a, mask_b, beta, True, simple)
     grads = ops.match_backward(
-        _wave((2, 2, 9, 17), 0.9, like).to(acc), _wave((2, 9, 17), 1.1, like).to(acc), fa, fb, mask_a, mask_b, beta,
+        _wave((b, 2, ha, wa), 0.9, like).to(acc), _wave((b, ha, wa), 1.1, like).to(acc), fa, fb, mask_a, mask_b, beta,
         flow, lse, True, simple, True, True, True, True,
     )  # fmt: skip
     return [flow, torch.where(torch.isfinite(lse), lse, 0.0), confidence, *grads]
 
 
-def _soft_argmax(ops: Any, like: Tensor, simple: bool) -> list[Tensor]:
-    corr = _wave((2, 3, 5, 16, 17), 0.7, like).to(like.dtype)
+def _soft_argmax(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
+    b, ha, wa, hb, wb = size
+    corr = _wave(size, 0.7, like).to(like.dtype)
     acc = accumulate_dtype(like.dtype)
-    mask_b = _wave((2, 16, 17), 1.7, like).clamp(min=0).to(acc)
+    mask_b = _wave((b, hb, wb), 1.7, like).clamp(min=0).to(acc)
     beta = torch.full((), 5.0, device=like.device, dtype=acc)
     flow, lse, confidence = ops.soft_argmax(corr, mask_b, beta, simple)
     grads = ops.soft_argmax_backward(
-        _wave((2, 2, 3, 5), 0.9, like).to(acc), _wave((2, 3, 5), 1.1, like).to(acc), corr, mask_b, beta, flow, lse,
+        _wave((b, 2, ha, wa), 0.9, like).to(acc), _wave((b, ha, wa), 1.1, like).to(acc), corr, mask_b, beta, flow, lse,
         simple, True, True, True,
     )  # fmt: skip
     return [flow, lse, confidence, *grads]
 
 
-def _correlation(ops: Any, like: Tensor, simple: bool) -> list[Tensor]:
-    fa, fb = _wave((2, 72, 9, 17), 0.7, like).to(like.dtype), _wave((2, 72, 11, 13), 1.3, like).to(like.dtype)
+def _correlation(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
+    b, c, ha, wa, hb, wb = size
+    fa, fb = _wave((b, c, ha, wa), 0.7, like).to(like.dtype), _wave((b, c, hb, wb), 1.3, like).to(like.dtype)
     corr = ops.correlation(fa, fb, True, True, simple)
     grad = _wave(tuple(corr.shape), 0.9, like).to(like.dtype)
     gate = torch.ones_like(corr)  # a score of about 0 may pass or not: the two kernels get the same gate
     return [corr, *ops.correlation_backward(grad, fa, fb, gate, True, True, simple, True, True)]
 
 
-PROBLEMS: dict[str, Callable[[Any, Tensor, bool], list[Tensor]]] = {
-    "match": _match,
-    "soft_argmax": _soft_argmax,
-    "correlation": _correlation,
+# What is computed, and on which sizes: the first with odd tails, the others so that pipelines wrap, a block walks over
+# several tiles, and rows are aligned and not, read by a warp and by a block.
+PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, bool, Size], list[Tensor]], tuple[Size, ...]]] = {
+    "match": (_match, ((2, 72, 9, 17, 11, 13), (1, 136, 3, 5, 64, 80), (1, 3, 20, 20, 5, 7))),
+    "soft_argmax": (_soft_argmax, ((2, 3, 5, 16, 17), (1, 2, 3, 33, 32), (1, 2, 3, 31, 35), (2, 3, 5, 13, 21))),
+    "correlation": (_correlation, ((2, 72, 9, 17, 11, 13), (1, 40, 32, 32, 128, 128), (1, 4, 9, 17, 8, 16))),
 }
 
 
-def agrees(op: str, like: Tensor, ops: Any = operators) -> bool:
-    """Whether the fast and the simple kernels give the same on the small problem; waits for the device."""
+def agrees(op: str, like: Tensor, ops: Any = operators, sizes: tuple[Size, ...] | None = None) -> bool:
+    """Whether the fast and the simple kernels give the same on the small problems; waits for the device."""
+    problem, all_sizes = PROBLEMS[op]
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}[like.dtype]
-    pairs = zip(PROBLEMS[op](ops, like, False), PROBLEMS[op](ops, like, True), strict=True)
-    return all(
-        bool((fast.double() - simple.double()).abs().max() <= tolerance * (1 + simple.double().abs().max()))
-        for fast, simple in pairs
-    )
+    for size in sizes or all_sizes:
+        # A tracer's modes would make these tensors fake, and autocast would change what is compared.
+        with torch.no_grad(), _disable_current_modes(), torch._C.DisableTorchFunction(), without_autocast(like):
+            pairs = list(zip(problem(ops, like, False, size), problem(ops, like, True, size), strict=True))
+            for fast, simple in pairs:
+                fast, simple = fast.double(), simple.double()
+                if not bool((fast - simple).abs().max() <= tolerance * (1 + simple.abs().max())):
+                    return False
+    return True
 
 
 @torch.compiler.assume_constant_result
@@ -89,7 +102,7 @@ def use_simple(op: str, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether operation `op` takes its simple kernels on tensors of this dtype and device."""
     if os.environ.get("COSEGFLOW_SIMPLE", "") not in ("", "0"):
         return True
-    if device.type != "cuda":
+    if device.type != "cuda" or not torch.cuda.is_available():  # fake tensors may be of a device that is not there
         return False
     index = torch.cuda.current_device() if device.index is None else device.index
     major, minor = torch.cuda.get_device_capability(index)
@@ -101,8 +114,7 @@ def use_simple(op: str, dtype: torch.dtype, device: torch.device) -> bool:
     if key not in _agreed:
         if torch.cuda.is_current_stream_capturing():
             return True
-        with torch.no_grad():
-            _agreed[key] = agrees(op, torch.empty(0, dtype=dtype, device=torch.device("cuda", index)))
+        _agreed[key] = agrees(op, torch.empty(0, dtype=dtype, device=torch.device("cuda", index)))
         if not _agreed[key]:
             warnings.warn(
                 f"cosegflow: the fast CUDA kernels of {op} for {dtype} disagree with the simple ones on "
@@ -114,8 +126,14 @@ def use_simple(op: str, dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def warmup(device: torch.device | str = "cuda") -> None:
-    """Checks every fast path on `device` now, so that no later call waits and CUDA graphs may capture them."""
+    """Checks every fast path on `device` now, so that no later call waits and CUDA graphs may capture them.
+
+    Raises:
+        RuntimeError: `device` is no CUDA device, or there is none.
+    """
     device = torch.device(device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise RuntimeError(f"device must be a CUDA device that torch sees, got {device}: only CUDA has paths to check")
     for op in PROBLEMS:
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             use_simple(op, dtype, device)

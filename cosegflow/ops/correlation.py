@@ -8,12 +8,8 @@ from torch import Tensor
 from cosegflow import _library, reference
 from cosegflow._operators import operators
 from cosegflow.ops import _checks
-from cosegflow.ops._registration import (
-    LIBRARY,
-    autocast_features,
-    second_derivative,
-    transforms_active,
-)
+from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
+from cosegflow.ops._registration import second_derivative, transforms_active
 from cosegflow.ops._trust import use_simple
 
 
@@ -37,10 +33,14 @@ def correlation(fa: Tensor, fb: Tensor, *, normalize: bool = False, relu: bool =
         ValueError: a wrong shape or device.
     """
     _checks.require_pair(fa, fb)
+    _checks.require_flag("normalize", normalize)
+    _checks.require_flag("relu", relu)
     _library.require(fa.device)
+    dtype = autocast_dtype(fa)
     if transforms_active():
-        return reference.correlation(fa, fb, normalize, relu)
-    return operators.correlation(fa, fb, normalize, relu, use_simple("correlation", fa.dtype, fa.device))
+        with without_autocast(fa):
+            return reference.correlation(fa.to(dtype), fb.to(dtype), normalize, relu)
+    return operators.correlation(fa, fb, normalize, relu, use_simple("correlation", dtype, fa.device))
 
 
 def _fake(fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False, simple: bool = False) -> Tensor:
@@ -94,4 +94,4 @@ if _library.is_available():
     torch.library.register_fake("cosegflow::correlation_backward", _fake_backward)
     torch.library.register_autograd("cosegflow::correlation", _backward, setup_context=_setup)
     torch.library.register_autograd("cosegflow::correlation_backward", _double_backward, setup_context=_setup_backward)
-    autocast_features(LIBRARY, "correlation")
+    autocast_features("correlation")

@@ -8,13 +8,8 @@ from torch import Tensor
 from cosegflow import _library, reference
 from cosegflow._operators import operators
 from cosegflow.ops import _checks
-from cosegflow.ops._registration import (
-    LIBRARY,
-    autocast_features,
-    second_derivative,
-    sum_to_beta,
-    transforms_active,
-)
+from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
+from cosegflow.ops._registration import second_derivative, sum_to_beta, transforms_active
 from cosegflow.ops._trust import use_simple
 from cosegflow.types import Matches
 
@@ -60,18 +55,22 @@ def match(
         ValueError: a wrong shape or device, or a ``beta`` that is not finite.
     """
     _checks.require_pair(fa, fb)
+    _checks.require_flag("normalize", normalize)
     batch = fa.shape[0]
-    mask_a = _checks.as_mask("mask_a", mask_a, batch, fa.shape[2:], fa)
-    mask_b = _checks.as_mask("mask_b", mask_b, batch, fb.shape[2:], fa)
-    beta = _checks.as_beta(beta, batch, fa)
+    mask_a = _checks.as_mask("mask_a", mask_a, batch, fa.shape[2:], "fa", fa)
+    mask_b = _checks.as_mask("mask_b", mask_b, batch, fb.shape[2:], "fa", fa)
+    beta = _checks.as_beta(beta, batch, "fa", fa)
     if kernel_sigma is not None:
         raise _checks.not_implemented("match", "kernel_sigma")
     if return_index:
         raise _checks.not_implemented("match", "return_index=True")
     _library.require(fa.device)
+    dtype = autocast_dtype(fa)
     if transforms_active():
-        return reference.match(fa, fb, mask_a, mask_b, beta, normalize)
-    return Matches(*operators.match(fa, fb, mask_a, mask_b, beta, normalize, use_simple("match", fa.dtype, fa.device)))
+        with without_autocast(fa):
+            return reference.match(fa.to(dtype), fb.to(dtype), mask_a, mask_b, beta, normalize)
+    simple = use_simple("match", dtype, fa.device)
+    return Matches(*operators.match(fa, fb, mask_a, mask_b, beta, normalize, simple))
 
 
 def _fake(
@@ -187,4 +186,4 @@ if _library.is_available():
     torch.library.register_fake("cosegflow::match_backward", _fake_backward)
     torch.library.register_autograd("cosegflow::match", _backward, setup_context=_setup)
     torch.library.register_autograd("cosegflow::match_backward", _double_backward, setup_context=_setup_backward)
-    autocast_features(LIBRARY, "match")
+    autocast_features("match")

@@ -8,6 +8,7 @@ from torch import Tensor
 from cosegflow import _library, reference
 from cosegflow._operators import operators
 from cosegflow.ops import _checks
+from cosegflow.ops._autocast import without_autocast
 from cosegflow.ops._registration import second_derivative, sum_to_beta, transforms_active
 from cosegflow.ops._trust import use_simple
 from cosegflow.types import Matches
@@ -44,20 +45,22 @@ def soft_argmax(
         ValueError: a wrong shape or device, or a ``beta`` that is not finite.
     """
     _checks.require_tensor("corr", corr)
+    _checks.require_dense("corr", corr)
     if corr.dtype not in _checks.FLOATING:
         raise TypeError(f"corr must be float16, bfloat16, float32 or float64, got {corr.dtype}")
     if corr.dim() != 5 or any(size == 0 for size in corr.shape[1:]):
         raise ValueError(f"corr must have shape (B, Ha, Wa, Hb, Wb) without empty sides, got {tuple(corr.shape)}")
     batch = corr.shape[0]
-    mask_b = _checks.as_mask("mask_b", mask_b, batch, corr.shape[3:], corr)
-    beta = _checks.as_beta(beta, batch, corr)
+    mask_b = _checks.as_mask("mask_b", mask_b, batch, corr.shape[3:], "corr", corr)
+    beta = _checks.as_beta(beta, batch, "corr", corr)
     if kernel_sigma is not None:
         raise _checks.not_implemented("soft_argmax", "kernel_sigma")
     if return_index:
         raise _checks.not_implemented("soft_argmax", "return_index=True")
     _library.require(corr.device)
     if transforms_active():
-        return reference.soft_argmax(corr, mask_b, beta)
+        with without_autocast(corr):
+            return reference.soft_argmax(corr, mask_b, beta)
     return Matches(*operators.soft_argmax(corr, mask_b, beta, use_simple("soft_argmax", corr.dtype, corr.device)))
 
 

@@ -1,6 +1,6 @@
 """warp: an image or feature map seen through a flow."""
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -8,17 +8,29 @@ from torch import Tensor
 from cosegflow import _library, reference
 from cosegflow._operators import operators
 from cosegflow.ops import _checks
+from cosegflow.ops._autocast import without_autocast
 from cosegflow.ops._registration import second_derivative, transforms_active
 
+Mode = Literal["bilinear", "nearest"]
+Padding = Literal["zeros", "border"]
 
+
+@overload
+def warp(
+    x: Tensor, flow: Tensor, *, mode: Mode = ..., padding: Padding = ..., return_valid: Literal[False] = ...
+) -> Tensor: ...
+@overload
+def warp(
+    x: Tensor, flow: Tensor, *, mode: Mode = ..., padding: Padding = ..., return_valid: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
 def warp(
     x: Tensor,
     flow: Tensor,
     *,
-    mode: Literal["bilinear", "nearest"] = "bilinear",
-    padding: Literal["zeros", "border"] = "zeros",
+    mode: Mode = "bilinear",
+    padding: Padding = "zeros",
     return_valid: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Samples ``x`` at ``p + flow(p)``: with ``flow = flow_ab``, ``warp(x_b, flow_ab)`` is b seen in a's frame.
 
     out[b, c, i, j] = x[b, c] interpolated at column ``j + flow[b, 0, i, j]`` and row ``i + flow[b, 1, i, j]``; pixel
@@ -42,7 +54,7 @@ def warp(
         ValueError: a wrong shape, device, mode or padding.
     """
     _checks.require_features("x", x)
-    _checks.require_features("flow", flow)
+    _checks.require_features("flow", flow, "(B, 2, Ho, Wo)")
     if flow.shape[1] != 2 or flow.shape[0] != x.shape[0]:
         raise ValueError(f"flow must have shape ({x.shape[0]}, 2, Ho, Wo) for this x, got {tuple(flow.shape)}")
     _checks.require_device("flow", flow, "x", x)
@@ -52,7 +64,8 @@ def warp(
         raise ValueError(f"padding must be 'zeros' or 'border', got {padding!r}")
     _library.require(x.device)
     if transforms_active():
-        out, valid = reference.warp(x, flow, mode, padding)
+        with without_autocast(x):
+            out, valid = reference.warp(x, flow, mode, padding)
     else:
         out, valid = operators.warp(x, flow.to(reference.accumulate_dtype(x.dtype)), mode, padding)
     return (out, valid) if return_valid else out

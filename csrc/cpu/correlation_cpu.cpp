@@ -56,8 +56,7 @@ class CorrelationForward : CorrelationWork<accumulate_t<S>> {
   using T = accumulate_t<S>;
 
  public:
-  CorrelationForward(const CorrelationParams& p, Arena& arena, int64_t slots)
-      : CorrelationWork<T>(p, arena, slots) {
+  CorrelationForward(const CorrelationParams& p, Arena& arena, int64_t slots) : CorrelationWork<T>(p, arena, slots) {
     a_.layout(arena, this->positions_a, p.channels, p.normalize, true, false, slots);
     b_.layout(arena, this->positions_b, p.channels, p.normalize, false, true, slots);
   }
@@ -70,15 +69,17 @@ class CorrelationForward : CorrelationWork<accumulate_t<S>> {
     pack_features(p.fb, image, p.width_b, this->all_b, b_, runtime);
     S* corr = static_cast<S*>(p.corr) + image * this->positions_a * this->positions_b;
     const bool relu = p.relu;
-    this->for_each_tile(runtime, thread_count(runtime), [&](int64_t, Panels<T> tile, int64_t row, int64_t rows,
-                                                            int64_t column, int64_t columns) {
-      this->kernels.multiply(rows, p.channels, columns, a_.channel_panels(row), b_.position_panels(column), tile, false);
-      for (int64_t r = 0; r < rows; ++r) {
-        S* to = corr + (row + r) * this->positions_b + column;
-        write_tile_row<S, T>(tile, r, nullptr, columns, width, to,
-                             [relu](T v) { return from_float<S>(relu && v < 0 ? T(0) : v); });  // NaN stays NaN
-      }
-    });
+    this->for_each_tile(runtime, thread_count(runtime),
+                        [&](int64_t, Panels<T> tile, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+                          this->kernels.multiply(rows, p.channels, columns, a_.channel_panels(row),
+                                                 b_.position_panels(column), tile, false);
+                          for (int64_t r = 0; r < rows; ++r) {
+                            S* to = corr + (row + r) * this->positions_b + column;
+                            write_tile_row<S, T>(tile, r, nullptr, columns, width, to, [relu](T v) {
+                              return from_float<S>(relu && v < 0 ? T(0) : v);
+                            });  // NaN stays NaN
+                          }
+                        });
   }
 
  private:
@@ -111,15 +112,15 @@ class CorrelationBackward : CorrelationWork<accumulate_t<S>> {
     const S* grad = static_cast<const S*>(p.grad_corr) + volume;
     const S* corr = p.relu ? static_cast<const S*>(p.corr) + volume : nullptr;
     for (int64_t slot = 0; slot < slots; ++slot) features_.begin_slot(slot);
-    this->for_each_tile(runtime, slots, [&](int64_t slot, Panels<T> tile, int64_t row, int64_t rows, int64_t column,
-                                            int64_t columns) {
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t at = (row + r) * this->positions_b + column;
-        read_tile_row(grad + at, nullptr, columns, width, tile, r);
-        if (corr != nullptr) clip_row(corr + at, columns, width, tile, r);
-      }
-      features_.add(this->kernels, slot, row, rows, column, columns, tile);
-    });
+    this->for_each_tile(runtime, slots,
+                        [&](int64_t slot, Panels<T> tile, int64_t row, int64_t rows, int64_t column, int64_t columns) {
+                          for (int64_t r = 0; r < rows; ++r) {
+                            const int64_t at = (row + r) * this->positions_b + column;
+                            read_tile_row(grad + at, nullptr, columns, width, tile, r);
+                            if (corr != nullptr) clip_row(corr + at, columns, width, tile, r);
+                          }
+                          features_.add(this->kernels, slot, row, rows, column, columns, tile);
+                        });
     features_.write(p.grad_fa, p.grad_fb, image, this->all_a, this->all_b, slots, runtime);
   }
 

@@ -19,8 +19,7 @@ double mask_weight(const View3& mask, int64_t b, int64_t y, int64_t x) {
   switch (mask.dtype) {
     case DType::kBool: return static_cast<const uint8_t*>(mask.data)[at] != 0 ? 1.0 : 0.0;
     case DType::kFloat16: return clean(to_float(static_cast<const Half*>(mask.data)[at]), 65504.0);
-    case DType::kBFloat16:
-      return clean(to_float(static_cast<const BFloat16*>(mask.data)[at]), 3.3895313892515355e38);
+    case DType::kBFloat16: return clean(to_float(static_cast<const BFloat16*>(mask.data)[at]), 3.3895313892515355e38);
     case DType::kFloat32: return clean(static_cast<const float*>(mask.data)[at], FLT_MAX);
     case DType::kFloat64: return clean(static_cast<const double*>(mask.data)[at], DBL_MAX);
   }

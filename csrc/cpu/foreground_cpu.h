@@ -28,8 +28,8 @@ struct Foreground {
 template <class T>
 struct Targets {
   Foreground foreground;
-  bool weighted = false;    // some weight is not 1
-  T* log_weight = nullptr;  // in base 2; -inf in the padding
+  bool weighted = false;         // some weight is not 1
+  T* log_weight = nullptr;       // in base 2; -inf in the padding
   T *x = nullptr, *y = nullptr;  // relative to the centre of the image, which halves their rounding error
   double center_x = 0, center_y = 0;
 

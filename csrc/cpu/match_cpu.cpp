@@ -18,8 +18,7 @@ constexpr int64_t kTileColumnBytes = 2048;  // of one row of the tile
 template <class T>
 class MatchForward {
  public:
-  MatchForward(const MatchParams& p, Arena& arena, int64_t slots)
-      : p_(p), kernels_(tile_kernels<T>()) {
+  MatchForward(const MatchParams& p, Arena& arena, int64_t slots) : p_(p), kernels_(tile_kernels<T>()) {
     const int64_t positions_a = p.height_a * p.width_a, positions_b = p.height_b * p.width_b;
     rows_.layout(arena, p.height_a, p.width_a);
     targets_.layout(arena, p.height_b, p.width_b, round_up(positions_b, kernels_.width));
@@ -67,11 +66,12 @@ class MatchForward {
   };
 
   void run_rows(const Slot& slot, int64_t first, int64_t rows, T beta, const MatchOutputs<T>& out) const {
-    const T slope = slope_of(beta);
+    const T slope = to_base_2(beta);
     slot.states.clear(rows);
     for (int64_t c = 0; c < targets_.foreground.count; c += tile_columns_) {
       const int64_t columns = std::min(tile_columns_, targets_.foreground.count - c);
-      kernels_.multiply(rows, p_.channels, columns, a_.channel_panels(first), b_.position_panels(c), slot.scores, false);
+      kernels_.multiply(rows, p_.channels, columns, a_.channel_panels(first), b_.position_panels(c), slot.scores,
+                        false);
       slot.states.update(kernels_, slot.scores, rows, columns, c, targets_, slope);
     }
     for (int64_t row = 0; row < rows; ++row) slot.states.write(out, row, rows_.index[first + row], targets_, beta);

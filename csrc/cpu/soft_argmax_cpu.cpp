@@ -10,7 +10,7 @@
 namespace cosegflow {
 namespace {
 
-constexpr int64_t kRows = 32;                // of a tile
+constexpr int64_t kRows = 32;               // of a tile
 constexpr int64_t kTileColumnBytes = 2048;  // of one row of the tile
 static_assert(kRows <= kTileRows, "");
 
@@ -53,7 +53,8 @@ struct SoftArgmaxWork {
   template <class Body>
   void for_each_column_tile(Body&& body) const {
     const int64_t count = targets.foreground.count;
-    for (int64_t column = 0; column < count; column += tile_columns) body(column, std::min(tile_columns, count - column));
+    for (int64_t column = 0; column < count; column += tile_columns)
+      body(column, std::min(tile_columns, count - column));
   }
 };
 
@@ -84,7 +85,7 @@ class SoftArgmaxForward : SoftArgmaxWork<S> {
         slot.states.clear(rows);
         this->for_each_column_tile([&](int64_t column, int64_t columns) {
           this->read(image, row, rows, column, columns, tile);
-          slot.states.update(this->kernels, tile, rows, columns, column, this->targets, slope_of(beta));
+          slot.states.update(this->kernels, tile, rows, columns, column, this->targets, to_base_2(beta));
         });
         for (int64_t r = 0; r < rows; ++r) slot.states.write(out, r, row + r, this->targets, beta);
       }
@@ -96,8 +97,7 @@ class SoftArgmaxForward : SoftArgmaxWork<S> {
     Arena arena;
     RowStates<T> states;
     int64_t bytes;
-    explicit Slot(char* memory)
-        : arena(memory), states(arena), bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
+    explicit Slot(char* memory) : arena(memory), states(arena), bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
   };
   char* states_ = nullptr;
   int64_t states_bytes_ = 0;

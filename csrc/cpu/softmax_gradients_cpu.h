@@ -37,7 +37,7 @@ struct RowGradients {
       const int64_t* stride = p.grad_lse.stride;
       gl = static_cast<const T*>(p.grad_lse.data)[b * stride[0] + y * stride[1] + x * stride[2]];
     }
-    lse[row] = static_cast<T>(static_cast<double>(static_cast<const T*>(p.lse.data)[b * total + at]) * kLog2E);
+    lse[row] = to_base_2(static_cast<const T*>(p.lse.data)[b * total + at]);
     grad_x[row] = gx;
     grad_y[row] = gy;
     offset[row] = static_cast<T>(static_cast<double>(gl) - gx * expected_x - gy * expected_y);
@@ -49,7 +49,7 @@ struct RowGradients {
     tile.scores = scores;
     tile.rows = rows;
     tile.columns = columns;
-    tile.slope = slope_of(beta);
+    tile.slope = to_base_2(beta);
     tile.beta = beta;
     tile.log_weight = targets.tile_log_weight(first, columns, kernels.width);
     tile.x = targets.x + first;

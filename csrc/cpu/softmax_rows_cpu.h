@@ -21,12 +21,12 @@ inline int64_t rows_of_tile(int64_t rows, int64_t slots) {
   return round_up(divide_up(rows, tiles), kRowBlock);
 }
 
-// beta log2(e), finite wherever beta is.
+// value log2(e), finite wherever the value is: beta, and a log-sum-exp.
 template <class T>
-T slope_of(T beta) {
+T to_base_2(T value) {
   constexpr double largest = std::numeric_limits<T>::max();
-  const double slope = static_cast<double>(beta) * kLog2E;
-  return static_cast<T>(slope > largest ? largest : slope < -largest ? -largest : slope);  // a NaN stays
+  const double scaled = static_cast<double>(value) * kLog2E;
+  return static_cast<T>(scaled > largest ? largest : scaled < -largest ? -largest : scaled);  // a NaN stays
 }
 
 template <class T>

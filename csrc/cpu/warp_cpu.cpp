@@ -34,8 +34,7 @@ struct RowOfTaps {
     const A* flow_y = flow_x + p.flow.stride[1];
     for (int64_t column = 0; column < p.out_width; ++column) {
       const int64_t offset = column * p.flow.stride[3];
-      points[column] =
-          warp_point(flow_x[offset], flow_y[offset], column, row, p.width, p.height, p.mode, p.padding);
+      points[column] = warp_point(flow_x[offset], flow_y[offset], column, row, p.width, p.height, p.mode, p.padding);
       taps[column] = warp_taps(points[column], p.width, p.height, target.stride[3], target.stride[2], p.padding);
     }
   }
@@ -116,9 +115,8 @@ void for_each_row(const WarpParams& p, const CpuRuntime& runtime, Body&& body) {
 Status warp_forward_cpu(const WarpParams& p, const CpuRuntime& runtime) {
   return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
-    for_each_row<accumulate_t<T>>(p, runtime, [&](auto& line, int64_t b, int64_t row) {
-      forward_row<T>(p, line, b, row);
-    });
+    for_each_row<accumulate_t<T>>(p, runtime,
+                                  [&](auto& line, int64_t b, int64_t row) { forward_row<T>(p, line, b, row); });
     return {};
   });
 }

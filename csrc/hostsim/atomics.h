@@ -11,18 +11,18 @@
     *address = (expression);                       \
     return old;                                    \
   }
-#define CSF_HOSTSIM_ATOMICS_OF(type)                           \
-  CSF_HOSTSIM_ATOMIC(atomicAdd, type, old + value)             \
-  CSF_HOSTSIM_ATOMIC(atomicExch, type, value)                  \
-  CSF_HOSTSIM_ATOMIC(atomicMax, type, old > value ? old : value) \
-  CSF_HOSTSIM_ATOMIC(atomicMin, type, old < value ? old : value) \
-  CSF_HOSTSIM_ATOMIC(atomicAnd, type, old & value)             \
-  CSF_HOSTSIM_ATOMIC(atomicOr, type, old | value)              \
-  CSF_HOSTSIM_ATOMIC(atomicXor, type, old ^ value)             \
+#define CSF_HOSTSIM_ATOMICS_OF(type)                               \
+  CSF_HOSTSIM_ATOMIC(atomicAdd, type, old + value)                 \
+  CSF_HOSTSIM_ATOMIC(atomicExch, type, value)                      \
+  CSF_HOSTSIM_ATOMIC(atomicMax, type, old > value ? old : value)   \
+  CSF_HOSTSIM_ATOMIC(atomicMin, type, old < value ? old : value)   \
+  CSF_HOSTSIM_ATOMIC(atomicAnd, type, old& value)                  \
+  CSF_HOSTSIM_ATOMIC(atomicOr, type, old | value)                  \
+  CSF_HOSTSIM_ATOMIC(atomicXor, type, old ^ value)                 \
   inline type atomicCAS(type* address, type compare, type value) { \
-    const type old = *address;                                 \
-    if (old == compare) *address = value;                      \
-    return old;                                                \
+    const type old = *address;                                     \
+    if (old == compare) *address = value;                          \
+    return old;                                                    \
   }
 CSF_HOSTSIM_ATOMICS_OF(unsigned)
 CSF_HOSTSIM_ATOMICS_OF(unsigned long long)
@@ -35,7 +35,7 @@ CSF_HOSTSIM_ATOMIC(atomicMax, int, old > value ? old : value)
 CSF_HOSTSIM_ATOMIC(atomicMin, int, old < value ? old : value)
 CSF_HOSTSIM_ATOMIC(atomicMax, long long, old > value ? old : value)
 CSF_HOSTSIM_ATOMIC(atomicMin, long long, old < value ? old : value)
-CSF_HOSTSIM_ATOMIC(atomicAnd, int, old & value)
+CSF_HOSTSIM_ATOMIC(atomicAnd, int, old& value)
 CSF_HOSTSIM_ATOMIC(atomicOr, int, old | value)
 #undef CSF_HOSTSIM_ATOMIC
 

@@ -14,8 +14,8 @@ using std::isnan;
 using std::signbit;
 
 // min and max as CUDA overloads them: a NaN operand loses.
-#define CSF_HOSTSIM_MINMAX(type)                                          \
-  constexpr type min(type a, type b) { return b < a ? b : a; }            \
+#define CSF_HOSTSIM_MINMAX(type)                               \
+  constexpr type min(type a, type b) { return b < a ? b : a; } \
   constexpr type max(type a, type b) { return a < b ? b : a; }
 CSF_HOSTSIM_MINMAX(int)
 CSF_HOSTSIM_MINMAX(unsigned)

@@ -273,7 +273,8 @@ void Scheduler::collective(const char* name, unsigned mask, void* mine, Combine 
 
 void Scheduler::yield() {
   if (++idle_yields_ > kMaxIdleYields) {
-    abandon("livelock: " + describe(current_) + " polls for something that no thread of the block will do (blocks run "
+    abandon("livelock: " + describe(current_) +
+            " polls for something that no thread of the block will do (blocks run "
             "one after the other)");
   }
   warps_[current_ / 32].runnable |= 1u << lane();

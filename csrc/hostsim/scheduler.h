@@ -42,7 +42,7 @@ class Scheduler {
 
  private:
   struct Thread {
-    Fiber* fiber;  // where it waits; null as long as it has not started
+    Fiber* fiber;      // where it waits; null as long as it has not started
     const char* name;  // what it waits for, if a warp collective
     unsigned mask;
     void* mine;
@@ -53,10 +53,10 @@ class Scheduler {
   };
 
   static void fiber_main();
-  int pick();                // the next thread to run; negative if none can
-  void enter(int thread);    // makes it the current one
-  void switch_away();        // lets others run until the current thread is entered again
-  void leave_to(int thread); // switches to the fiber of a thread that has been entered
+  int pick();                 // the next thread to run; negative if none can
+  void enter(int thread);     // makes it the current one
+  void switch_away();         // lets others run until the current thread is entered again
+  void leave_to(int thread);  // switches to the fiber of a thread that has been entered
   void on_exit();
   [[noreturn]] void deadlock();
   std::string describe(int thread) const;
@@ -66,7 +66,7 @@ class Scheduler {
   Order order_ = Order::kForward;
   Random random_;
 
-  int count_ = 0;    // threads of the block
+  int count_ = 0;  // threads of the block
   int exited_ = 0;
   int current_ = 0;
   bool running_ = false;

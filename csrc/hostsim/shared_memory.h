@@ -7,8 +7,8 @@
 namespace cosegflow {
 namespace hostsim {
 
-constexpr size_t kMaxStaticShared = 48 * 1024;    // what ptxas allows
-constexpr size_t kMaxShared = 227 * 1024;         // of a block on sm_90, static and dynamic together
+constexpr size_t kMaxStaticShared = 48 * 1024;  // what ptxas allows
+constexpr size_t kMaxShared = 99 * 1024;        // of a block on sm_86 and later, static and dynamic together
 
 void begin_block_shared(size_t dynamic_bytes);
 // Empty, or which variable was written beyond its end (the builds without AddressSanitizer see no more than that).

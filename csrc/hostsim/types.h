@@ -30,17 +30,11 @@ struct dim3 {
   constexpr dim3(uint3 v) : x(v.x), y(v.y), z(v.z) {}
 };
 
-#define CSF_HOSTSIM_VECTORS(scalar, name, align2, align4)                        \
-  struct name##1 {                                                              \
-    scalar x;                                                                   \
-  };                                                                            \
-  struct __attribute__((aligned(align2))) name##2 {                             \
-    scalar x, y;                                                                \
-  };                                                                            \
-  struct __attribute__((aligned(align4))) name##4 {                             \
-    scalar x, y, z, w;                                                          \
-  };                                                                            \
-  constexpr name##2 make_##name##2(scalar x, scalar y) { return {x, y}; }       \
+#define CSF_HOSTSIM_VECTORS(scalar, name, align2, align4)                 \
+  struct name##1 { scalar x; };                                           \
+  struct __attribute__((aligned(align2))) name##2 { scalar x, y; };       \
+  struct __attribute__((aligned(align4))) name##4 { scalar x, y, z, w; }; \
+  constexpr name##2 make_##name##2(scalar x, scalar y) { return {x, y}; } \
   constexpr name##4 make_##name##4(scalar x, scalar y, scalar z, scalar w) { return {x, y, z, w}; }
 CSF_HOSTSIM_VECTORS(char, char, 2, 4)
 CSF_HOSTSIM_VECTORS(unsigned char, uchar, 2, 4)

@@ -84,8 +84,7 @@ std::tuple<Tensor, Tensor> correlation_backward(Tensor grad_corr, Tensor fa, Ten
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
-  m.def(
-      "correlation(Tensor fa, Tensor fb, bool normalize=False, bool relu=False, bool simple=False) -> Tensor");
+  m.def("correlation(Tensor fa, Tensor fb, bool normalize=False, bool relu=False, bool simple=False) -> Tensor");
   m.def(
       "correlation_backward(Tensor grad_corr, Tensor fa, Tensor fb, Tensor? corr, bool normalize, bool relu, "
       "bool simple, bool need_fa, bool need_fb) -> (Tensor grad_fa, Tensor grad_fb)");

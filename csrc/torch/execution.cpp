@@ -12,23 +12,10 @@ void torch_threads(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void
   require(torch_parallel_for(0, n, grain, body, context) == 0, "torch's parallel_for failed");
 }
 
-// Fortran BLAS is no part of the stable ABI, so it is looked up, in the library that is loaded already.
-template <class Function>
-void find_blas(Function*& function, const char* name) {
-  void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
-  if (library != nullptr) function = reinterpret_cast<Function*>(dlsym(library, name));
-}
-
 }  // namespace
 
 const CpuRuntime& cpu_runtime() {
-  thread_local CpuRuntime runtime = [] {
-    CpuRuntime r;
-    r.parallel_for = &torch_threads;
-    find_blas(r.sgemm, "sgemm_");
-    find_blas(r.dgemm, "dgemm_");
-    return r;
-  }();
+  thread_local CpuRuntime runtime{&torch_threads, 1};
   runtime.num_threads = static_cast<int>(torch::stable::get_num_threads());  // torch.set_num_threads may change it
   return runtime;
 }

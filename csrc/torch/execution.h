@@ -1,4 +1,4 @@
-// Where and how a launch runs: the current CUDA stream of a tensor's device, or torch's CPU threads and BLAS; and the
+// Where and how a launch runs: the current CUDA stream of a tensor's device, or torch's CPU threads; and the
 // workspace, which is a tensor, so that torch's allocator accounts for it.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace cosegflow::binding {
 
-// torch's intra-op threads, and the sgemm_/dgemm_ of libtorch_cpu where it exports them.
+// torch's intra-op threads.
 const CpuRuntime& cpu_runtime();
 
 // The current stream of a CUDA device.

@@ -10,9 +10,7 @@ namespace {
 using OptionalTensor = std::optional<Tensor>;
 
 struct Forward {
-  static size_t bytes_cpu(const MatchParams& p, const CpuRuntime& r) {
-    return match_forward_workspace_bytes_cpu(p, r);
-  }
+  static size_t bytes_cpu(const MatchParams& p, const CpuRuntime& r) { return match_forward_workspace_bytes_cpu(p, r); }
   static Status run_cpu(const MatchParams& p, void* w, const CpuRuntime& r) { return match_forward_cpu(p, w, r); }
 #if defined(COSEGFLOW_WITH_CUDA)
   static size_t bytes_cuda(const MatchParams& p) { return match_forward_workspace_bytes_cuda(p); }
@@ -66,10 +64,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> match_backward(OptionalTensor grad_fl
   MatchParams p = params_of(fa, fb, mask_a, mask_b, beta, normalize, simple);
   const DType accumulate = accumulate_type(p.fa.dtype);
   flow = torch::stable::contiguous(flow), lse = torch::stable::contiguous(lse);
-  require_flow_and_lse(flow, lse, p.batch, p.height_a, p.width_a, accumulate);
+  require_flow_and_lse(flow, lse, fa, p.batch, p.height_a, p.width_a, accumulate);
   p.flow = view<4>(flow), p.lse = view<3>(lse);
-  p.grad_flow = grad_view<4>(grad_flow, {p.batch, 2, p.height_a, p.width_a}, accumulate);
-  p.grad_lse = grad_view<3>(grad_lse, {p.batch, p.height_a, p.width_a}, accumulate);
+  p.grad_flow = grad_view<4>(grad_flow, fa, {p.batch, 2, p.height_a, p.width_a}, accumulate);
+  p.grad_lse = grad_view<3>(grad_lse, fa, {p.batch, p.height_a, p.width_a}, accumulate);
   require(!need_mask_b || mask_b.has_value(), "there is no mask_b to give a gradient for");
   Tensor grad_fa = need_fa ? empty(fa, sizes_of(fa), p.fa.dtype) : nothing(fa, p.fa.dtype);
   Tensor grad_fb = need_fb ? empty(fb, sizes_of(fb), p.fb.dtype) : nothing(fb, p.fb.dtype);

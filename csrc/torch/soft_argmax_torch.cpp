@@ -64,16 +64,15 @@ std::tuple<Tensor, Tensor, Tensor> soft_argmax(Tensor corr, OptionalTensor mask_
 
 std::tuple<Tensor, Tensor, Tensor> soft_argmax_backward(OptionalTensor grad_flow, OptionalTensor grad_lse, Tensor corr,
                                                         OptionalTensor mask_b, Tensor beta, Tensor flow, Tensor lse,
-                                                        bool simple, bool need_corr, bool need_mask_b,
-                                                        bool need_beta) {
+                                                        bool simple, bool need_corr, bool need_mask_b, bool need_beta) {
   corr = torch::stable::contiguous(corr);
   SoftArgmaxParams p = params_of(corr, mask_b, beta, simple);
   const DType accumulate = accumulate_type(p.dtype);
   flow = torch::stable::contiguous(flow), lse = torch::stable::contiguous(lse);
-  require_flow_and_lse(flow, lse, p.batch, p.height_a, p.width_a, accumulate);
+  require_flow_and_lse(flow, lse, corr, p.batch, p.height_a, p.width_a, accumulate);
   p.flow = view<4>(flow), p.lse = view<3>(lse);
-  p.grad_flow = grad_view<4>(grad_flow, {p.batch, 2, p.height_a, p.width_a}, accumulate);
-  p.grad_lse = grad_view<3>(grad_lse, {p.batch, p.height_a, p.width_a}, accumulate);
+  p.grad_flow = grad_view<4>(grad_flow, corr, {p.batch, 2, p.height_a, p.width_a}, accumulate);
+  p.grad_lse = grad_view<3>(grad_lse, corr, {p.batch, p.height_a, p.width_a}, accumulate);
   require(!need_mask_b || mask_b.has_value(), "there is no mask_b to give a gradient for");
   Tensor grad_corr = need_corr ? empty(corr, sizes_of(corr), p.dtype) : nothing(corr, p.dtype);
   const DType mask_type = need_mask_b ? p.mask_b.dtype : accumulate;

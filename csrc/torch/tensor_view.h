@@ -27,8 +27,9 @@ inline void require(bool condition, const char* message) {
 
 inline void check(const Status& status) {
   if (status.ok()) return;
-  fail(status.cuda_error == 0 ? status.message
-                              : std::string(status.message) + " (CUDA error " + std::to_string(status.cuda_error) + ")");
+  fail(status.cuda_error == 0
+           ? status.message
+           : std::string(status.message) + " (CUDA error " + std::to_string(status.cuda_error) + ")");
 }
 
 inline DType dtype_of(const Tensor& tensor) {
@@ -118,8 +119,10 @@ inline View3 mask_view(const std::optional<Tensor>& mask, const Tensor& like, in
   return view<3>(*mask);
 }
 
-inline void require_flow_and_lse(const Tensor& flow, const Tensor& lse, int64_t batch, int64_t height, int64_t width,
-                                 DType accumulate) {
+inline void require_flow_and_lse(const Tensor& flow, const Tensor& lse, const Tensor& like, int64_t batch,
+                                 int64_t height, int64_t width, DType accumulate) {
+  require_same_device(flow, like);
+  require_same_device(lse, like);
   require(dtype_of(flow) == accumulate && sizes_of(flow) == std::vector<int64_t>({batch, 2, height, width}),
           "flow needs to be the output of the forward");
   require(dtype_of(lse) == accumulate && sizes_of(lse) == std::vector<int64_t>({batch, height, width}),
@@ -127,8 +130,10 @@ inline void require_flow_and_lse(const Tensor& flow, const Tensor& lse, int64_t 
 }
 
 template <int Rank>
-View<Rank> grad_view(const std::optional<Tensor>& grad, const std::vector<int64_t>& sizes, DType dtype) {
+View<Rank> grad_view(const std::optional<Tensor>& grad, const Tensor& like, const std::vector<int64_t>& sizes,
+                     DType dtype) {
   if (!grad.has_value()) return {};
+  require_same_device(*grad, like);
   require(dtype_of(*grad) == dtype && sizes_of(*grad) == sizes, "an incoming gradient has the wrong shape or dtype");
   return view<Rank>(*grad);
 }

@@ -1,9 +1,10 @@
 """Makes demo.png, the README's picture, from scikit-image's public-domain photographs only.
 
-    python docs/images/make_demo_picture.py [--checkpoint report/model.ckpt]
+    PYTHONPATH=. python docs/images/make_demo_picture.py [--checkpoint report/model.ckpt]
 
 Two composed pairs: cut-outs of NASA's astronaut and of the coffee cup (CC0) over gravel (CC0), grass (CC0) and the
-rocket (CC0). Each row: both photographs, the found objects, the flow, and b warped onto a.
+rocket (CC0). The committed picture was made with the checkpoint of `cosegflow demo --data none`, which trains on the
+cup and not on the astronaut. Each row: both photographs, the found objects, the flow, and b warped onto a.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 // The product of panels. Included like vector_math.h, once for each instruction set.
 //
-// The innermost kernel keeps a block of kBlockRows x width results in registers; each step of the summed index loads one
-// row of b (a few vectors) and broadcasts kBlockRows elements of a. With AVX-512 that is 16 sums and 10 loads for 16
-// multiply-adds, with AVX2 12 sums and 7 loads: the multipliers are the bound, not the loads.
+// The innermost kernel keeps a block of kBlockRows x width results in registers; each step of the summed index loads
+// one row of b (a few vectors) and broadcasts kBlockRows elements of a. With AVX-512 that is 16 sums and 10 loads for
+// 16 multiply-adds, with AVX2 12 sums and 7 loads: the multipliers are the bound, not the loads.
 #pragma once
 
 namespace cosegflow {

@@ -59,7 +59,7 @@ CSF_INLINE Peak<T> peak_of_row(const SoftmaxTile<T>& t, int64_t row) {
 // however large the logits are, and exactly 0 at the peak, so that the sum is at least 1 and nothing overflows.
 template <class T, bool kWeighted>
 static void softmax_rows(const SoftmaxTile<T>& t) {
-  constexpr T kInfinity = __builtin_inf();
+  constexpr T kInfinity = __builtin_inf(), kLargest = sizeof(T) == 4 ? T(__FLT_MAX__) : T(__DBL_MAX__);
   for (int64_t row = 0; row < t.rows; ++row) {
     Peak<T> peak = peak_of_row<T, kWeighted>(t, row);
     const Peak<T> old = {t.peak_score[row], t.peak_weight[row]};
@@ -78,7 +78,10 @@ static void softmax_rows(const SoftmaxTile<T>& t) {
     vec<T> sum{}, sum_x{}, sum_y{};
     for_each_vector<T>(t.scores, row, t.columns, [&](vec<T> s, int64_t c) __attribute__((always_inline)) {
       vec<T> relative = (s - peak.score) * t.slope;
-      if constexpr (kWeighted) relative += load(t.log_weight + c) - base;
+      if constexpr (kWeighted) {
+        relative = -larger(splat(-kLargest), -relative);  // inf, which padding may have, plus its -inf would be NaN
+        relative += load(t.log_weight + c) - base;
+      }
       const vec<T> e = exp2_below(relative);
       sum += e;
       sum_x += e * load(t.x + c);

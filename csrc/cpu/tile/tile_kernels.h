@@ -27,7 +27,7 @@ template <class T>
 struct SoftmaxTile {
   Panels<const T> scores;
   int64_t rows = 0, columns = 0;
-  T slope = 0;                  // logit = slope * score + log_weight
+  T slope = 0;                    // logit = slope * score + log_weight
   const T* log_weight = nullptr;  // of each column, -inf in the padding; null: all 0 and no padding in the tile
   const T *x = nullptr, *y = nullptr;
   // Running state of each row: the target with the largest logit (weight -inf: none yet), and the sums of

@@ -5,6 +5,7 @@
 
 #include "arena.cuh"
 #include "common/dispatch.h"
+#include "correlation/correlation_dispatch.cuh"
 #include "correlation/correlation_gradient_mma.cuh"
 #include "correlation/correlation_simple_kernels.cuh"
 #include "cosegflow/correlation.h"
@@ -41,7 +42,7 @@ struct Workspace {
   Workspace(const CorrelationParams& p, void* base) {
     Arena arena(base);
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
-    if (p.simple) {
+    if (why_not_fast(p) != nullptr) {
       norm_a = arena.take<Acc>(p.batch * na), norm_b = arena.take<Acc>(p.batch * nb);
     } else {
       a = take_packed_side<T>(arena, p.batch, na, p.channels), b = take_packed_side<T>(arena, p.batch, nb, p.channels);
@@ -114,7 +115,7 @@ Status backward(const CorrelationParams& p, void* workspace, Stream stream) {
   const Workspace<T> w(p, workspace);
   T* const grad_a = static_cast<T*>(p.grad_fa.data);
   T* const grad_b = static_cast<T*>(p.grad_fb.data);
-  if (p.simple) {
+  if (why_not_fast(p) != nullptr) {
     if (grad_a != nullptr) {
       if (Status s = backward_simple<T>(p, w, true, grad_a, stream); !s.ok()) return s;
     }
@@ -145,6 +146,7 @@ size_t correlation_backward_workspace_bytes_cuda(const CorrelationParams& p) {
 
 Status correlation_backward_cuda(const CorrelationParams& p, void* workspace, Stream stream) {
   if (p.batch == 0 || (p.grad_fa.data == nullptr && p.grad_fb.data == nullptr)) return {};
+  if (Status s = check_workspace(workspace, correlation_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return backward<T>(p, workspace, stream);

@@ -4,6 +4,7 @@
 
 #include "arena.cuh"
 #include "common/dispatch.h"
+#include "correlation/correlation_dispatch.cuh"
 #include "correlation/correlation_forward_kernels.cuh"
 #include "correlation/correlation_simple_kernels.cuh"
 
@@ -18,7 +19,7 @@ struct Workspace {
   size_t bytes;
   Workspace(const CorrelationParams& p, void* base) {
     Arena arena(base);
-    if (!p.simple) {
+    if (why_not_fast(p) == nullptr) {
       a = take_packed_side<T>(arena, p.batch, p.height_a * p.width_a, p.channels);
       b = take_packed_side<T>(arena, p.batch, p.height_b * p.width_b, p.channels);
     }
@@ -78,9 +79,10 @@ size_t correlation_forward_workspace_bytes_cuda(const CorrelationParams& p) {
 
 Status correlation_forward_cuda(const CorrelationParams& p, void* workspace, Stream stream) {
   if (p.batch == 0) return {};
+  if (Status s = check_workspace(workspace, correlation_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    return p.simple ? launch_simple<T>(p, stream) : launch_fast<T>(p, workspace, stream);
+    return why_not_fast(p) != nullptr ? launch_simple<T>(p, stream) : launch_fast<T>(p, workspace, stream);
   });
 }
 

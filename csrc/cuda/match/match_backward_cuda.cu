@@ -75,6 +75,8 @@ struct BackwardSpace {
     const int64_t fit = static_cast<int64_t>(p.chunk_bytes == 0 ? kDefaultChunkBytes : p.chunk_bytes) / row_bytes;
     images = fit >= na ? (fit / na < p.batch ? fit / na : p.batch) : 1;
     rows = fit >= na ? na : (fit < 1 ? 1 : fit);
+    if (p.chunk_bytes == 0 && rows < Tile::kRows)
+      rows = na < Tile::kRows ? na : Tile::kRows;  // no tile runs half empty
     if (rows < na && rows > Tile::kRows) rows = rows / Tile::kRows * Tile::kRows;
     row_tiles = ceil_div(rows, Tile::kRows);
 
@@ -140,7 +142,7 @@ Status chunk(const MatchParams& p, const BackwardSpace<T>& w, int64_t b0, int64_
   args.lse = from_image(p.lse, b0), args.grad_lse = from_image(p.grad_lse, b0);
   args.row_begin = static_cast<int>(row_begin), args.rows = static_cast<int>(rows);
   args.row_tiles = static_cast<int>(ceil_div(rows, TileExtent<T>::kRows));
-  args.splits = choose_splits(images * args.row_tiles, w.pitch / TileExtent<T>::kCols);
+  args.splits = choose_splits(images * args.row_tiles, w.pitch / TileExtent<T>::kCols, INT32_MAX);
   args.pitch = w.pitch, args.dscore = w.dscore, args.columns = w.columns;
   if (Status s = launch_score_gradient(args, images, stream); !s.ok()) return s;
   if (w.columns != nullptr) {

@@ -49,10 +49,11 @@ __device__ __forceinline__ void split_range(int tiles, int splits, int split, in
   end = min(tiles, first + each);
 }
 
-// How many parts the targets are split into: enough for two blocks on each of ~132 multiprocessors, 16 at most.
-inline int choose_splits(int64_t row_blocks, int64_t column_tiles) {
+// How many parts the targets are split into: enough for two blocks on each of ~132 multiprocessors. The forward keeps
+// partial states for each part, so it sets a cap.
+inline int choose_splits(int64_t row_blocks, int64_t column_tiles, int64_t cap) {
   const int64_t wanted = ceil_div(264, row_blocks < 1 ? 1 : row_blocks);
-  const int64_t most = column_tiles < 16 ? column_tiles : 16;
+  const int64_t most = column_tiles < cap ? column_tiles : cap;
   return static_cast<int>(wanted < most ? wanted : most);
 }
 

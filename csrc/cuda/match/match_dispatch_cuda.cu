@@ -1,28 +1,12 @@
 // match on CUDA: checks, and which of the kernels a call takes.
 #include "cosegflow/match.h"
+#include "entry_checks.cuh"
 #include "match/match_common.cuh"
 
 namespace cosegflow {
 namespace {
 
 using namespace match_cuda;
-
-bool half_type(DType t) { return t == DType::kFloat16 || t == DType::kBFloat16; }
-
-// The compute capability's first number, of the current device.
-int device_generation() {
-#if defined(COSEGFLOW_HOSTSIM)
-  return 9;
-#else
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
-    (void)cudaGetLastError();  // the launch will report it
-    return 0;
-  }
-  return major;
-#endif
-}
 
 // Null where the tiled kernels take the call, else the reason why not. Packing gives them aligned, padded rows
 // whatever the strides, the alignment and C of the inputs are, so few reasons remain.
@@ -80,6 +64,7 @@ Status match_forward_cuda(const MatchParams& p, void* workspace, Stream stream) 
   if (p.confidence.data == nullptr || p.confidence.dtype != accumulate_type(p.fa.dtype)) {
     return {"match: confidence is null or does not have the accumulate type of fa"};
   }
+  if (Status s = check_workspace(workspace, match_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return why_not_tiled(p) != nullptr ? simple_forward(p, stream) : tiled_forward(p, workspace, stream);
 }
 
@@ -91,6 +76,7 @@ size_t match_backward_workspace_bytes_cuda(const MatchParams& p) {
 Status match_backward_cuda(const MatchParams& p, void* workspace, Stream stream) {
   if (p.batch == 0) return {};
   if (Status s = check_backward(p); !s.ok()) return s;
+  if (Status s = check_workspace(workspace, match_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return why_not_tiled(p) != nullptr ? simple_backward(p, workspace, stream) : tiled_backward(p, workspace, stream);
 }
 

@@ -70,7 +70,7 @@ struct ForwardSpace {
     args.width_b = static_cast<int>(p.width_b), args.height_b = static_cast<int>(p.height_b);
     args.beta = p.beta;
     args.row_tiles = static_cast<int>(ceil_div(na, TileExtent<T>::kRows));
-    args.splits = choose_splits(p.batch * args.row_tiles, ceil_div(nb, TileExtent<T>::kCols));
+    args.splits = choose_splits(p.batch * args.row_tiles, ceil_div(nb, TileExtent<T>::kCols), 16);
     args.partial = arena.take<OnlineSoftmax<Acc>>(args.splits * p.batch * na);
     bytes = arena.bytes();
   }

@@ -22,7 +22,7 @@
 
 // A reference to an allocation of this block's own: it starts as NaN (all bits set) and ASan sees overruns.
 #define CSF_SHARED(Type, name)                                                                              \
-  static_assert(std::is_trivially_default_constructible<Type>::value, "shared memory is not constructed"); \
+  static_assert(std::is_trivially_default_constructible<Type>::value, "shared memory is not constructed");  \
   static constexpr ::cosegflow::hostsim::SharedSite name##_shared_site{#name, sizeof(Type), alignof(Type)}; \
   Type& name = *reinterpret_cast<Type*>(::cosegflow::hostsim::static_shared(name##_shared_site))
 #define CSF_DYNAMIC_SHARED(Type, name) Type* name = reinterpret_cast<Type*>(::cosegflow::hostsim::dynamic_shared())
@@ -56,7 +56,7 @@ inline Status memset_async(void* p, int value, size_t bytes, Stream) {
 
 #define CSF_SHARED(Type, name) __shared__ Type name
 // One symbol for all kernels (a name can have only one type), aligned for cp.async and for TMA.
-#define CSF_DYNAMIC_SHARED(Type, name)                                            \
+#define CSF_DYNAMIC_SHARED(Type, name)                                              \
   extern __shared__ __align__(128) unsigned char cosegflow_dynamic_shared_memory[]; \
   Type* name = reinterpret_cast<Type*>(cosegflow_dynamic_shared_memory)
 
@@ -103,7 +103,7 @@ Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return {};
   const void* function = reinterpret_cast<const void*>(kernel);
   cudaError_t error = cudaSuccess;
-  if (dynamic_shared_bytes > 48 * 1024) {
+  if (dynamic_shared_bytes > 0) {  // without it, 48 KiB less the kernel's static shared memory is the limit
     error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(dynamic_shared_bytes));
   }

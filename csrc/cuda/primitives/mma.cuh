@@ -89,15 +89,11 @@ struct MmaLane {
 
 }  // namespace detail
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row_ptr) {
-  detail::ldmatrix<4, false>(r, shared_row_ptr);
-}
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row_ptr) { detail::ldmatrix<4, false>(r, shared_row_ptr); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row_ptr) {
   detail::ldmatrix<4, true>(r, shared_row_ptr);
 }
-inline void ldmatrix_x2(uint32_t (&r)[2], const void* shared_row_ptr) {
-  detail::ldmatrix<2, false>(r, shared_row_ptr);
-}
+inline void ldmatrix_x2(uint32_t (&r)[2], const void* shared_row_ptr) { detail::ldmatrix<2, false>(r, shared_row_ptr); }
 inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* shared_row_ptr) {
   detail::ldmatrix<2, true>(r, shared_row_ptr);
 }
@@ -156,15 +152,15 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
   static_assert(std::is_same<T, Half>::value || std::is_same<T, BFloat16>::value,
                 "mma_m16n8k16 multiplies Half or BFloat16");
   if constexpr (std::is_same<T, Half>::value) {
-    CSF_NEEDS_SM80(asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-                                "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])));
+    CSF_NEEDS_SM80(asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(d[0]),
+        "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])));
   } else {
-    CSF_NEEDS_SM80(asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-                                "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])));
+    CSF_NEEDS_SM80(asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(d[0]),
+        "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])));
   }
 }
 #undef CSF_NEEDS_SM80

@@ -58,8 +58,9 @@ __global__ void __launch_bounds__(kThreads) warp_forward_kernel(WarpParams p) {
     at<T>(p.out, pixel.b, c)[out_offset] = from_float<T>(warp_sample(taps, at<const T>(p.x, pixel.b, c)));
   }
   if (p.valid.data != nullptr && blockIdx.y == 0) {
-    static_cast<bool*>(p.valid.data)[pixel.b * p.valid.stride[0] + pixel.row * p.valid.stride[1] +
-                                     pixel.column * p.valid.stride[2]] = point.valid;
+    static_cast<bool*>(
+        p.valid.data)[pixel.b * p.valid.stride[0] + pixel.row * p.valid.stride[1] + pixel.column * p.valid.stride[2]] =
+        point.valid;
   }
 }
 
@@ -81,8 +82,8 @@ __global__ void __launch_bounds__(kThreads) warp_backward_flow_kernel(WarpParams
       sum_y += g * d_y;
     }
   }
-  A* grad_flow = at<A>(p.grad_flow, pixel.b, 0) + pixel.row * p.grad_flow.stride[2] +
-                 pixel.column * p.grad_flow.stride[3];
+  A* grad_flow =
+      at<A>(p.grad_flow, pixel.b, 0) + pixel.row * p.grad_flow.stride[2] + pixel.column * p.grad_flow.stride[3];
   grad_flow[0] = sum_x;
   grad_flow[p.grad_flow.stride[1]] = sum_y;
 }
@@ -117,8 +118,7 @@ __global__ void __launch_bounds__(kThreads) warp_backward_x_deterministic_kernel
     for (int64_t column = 0; column < p.out_width; ++column) {
       const WarpPoint<A> point = point_of_pixel<A>(p, b, row, column);
       const WarpTaps<A> taps = warp_taps(point, p.width, p.height, p.grad_x.stride[3], p.grad_x.stride[2], p.padding);
-      const A g =
-          to_float(at<const T>(p.grad_out, b, c)[row * p.grad_out.stride[2] + column * p.grad_out.stride[3]]);
+      const A g = to_float(at<const T>(p.grad_out, b, c)[row * p.grad_out.stride[2] + column * p.grad_out.stride[3]]);
       for (int k = 0; k < 4; ++k) {
         if (taps.inside[k]) plane[taps.offset[k]] += taps.weight[k] * g;
       }

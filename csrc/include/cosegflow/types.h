@@ -2,7 +2,7 @@
 //
 // Every operation has one header with a params struct, a `*_workspace_bytes` function and launch functions
 // (`*_cuda` on a stream, `*_cpu` on the calling thread and its helpers). A launch function never allocates and
-// never waits: the caller passes a workspace, and a Status says what went wrong.
+// never waits: the caller passes a workspace (aligned to 64 bytes), and a Status says what went wrong.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +36,8 @@ constexpr int64_t element_size(DType t) {
   return 0;
 }
 
-// The type that coordinates, log-sum-exp and accumulators have for inputs of type `t`: float64 for float64, else float32.
+// The type that coordinates, log-sum-exp and accumulators have for inputs of type `t`: float64 for float64, else
+// float32.
 constexpr DType accumulate_type(DType t) { return t == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
 
 using Stream = CUstream_st*;
@@ -60,16 +61,10 @@ struct [[nodiscard]] Status {
   constexpr bool ok() const { return message == nullptr; }
 };
 
-// How a CPU kernel gets its threads and its matrix product. Every member may be left null: the defaults are
-// std::thread and a blocked product of our own.
+// How a CPU kernel gets its threads. A null parallel_for means std::thread.
 struct CpuRuntime {
   // Calls body(begin, end, context) over [0, n) in ranges of at least `grain`, possibly concurrently, and waits.
   void (*parallel_for)(int64_t n, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) = nullptr;
-  // Fortran BLAS (column-major, 32-bit integers). Called from within the threads of parallel_for.
-  void (*sgemm)(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
-                const float*, const int*, const float*, float*, const int*) = nullptr;
-  void (*dgemm)(const char*, const char*, const int*, const int*, const int*, const double*, const double*, const int*,
-                const double*, const int*, const double*, double*, const int*) = nullptr;
   int num_threads = 1;  // how many threads parallel_for uses: sizes the workspace
 };
 
