@@ -32,7 +32,7 @@ BATCH = 4
 EVALUATED = 48
 SHOWN = 8
 LEAST_STEPS = 60
-"""Fewer teach nothing; where they take longer than the minutes asked for, training may take twice as long."""
+"""Fewer teach nothing; where they take longer than the minutes asked for, training may take half as long again."""
 POOL = 200
 """So many training pairs are composed; then they come again, in another order."""
 
@@ -136,7 +136,7 @@ def train(
         steps = max(
             LEAST_STEPS, int(60 * minutes / (1.1 * _pace(JointModule(model, TrainConfig(task=task)), loader(4))))
         )
-        limit = timedelta(minutes=2 * minutes)
+        limit = timedelta(minutes=1.5 * minutes)
         lightning.seed_everything(seed, verbose=False)
     module = JointModule(model, TrainConfig(task=task, steps=steps))
     trainer = lightning.Trainer(
