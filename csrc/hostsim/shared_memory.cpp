@@ -90,7 +90,7 @@ void* static_shared(const SharedSite& site) {
   static_bytes += site.bytes;
   if (static_bytes > kMaxStaticShared) fail("%zu bytes of static shared memory: 48 KB is the limit", static_bytes);
   if (static_bytes + dynamic_bytes > kMaxShared) {
-    fail("%zu bytes of static and %zu of dynamic shared memory: a block has at most 227 KB", static_bytes,
+    fail("%zu bytes of static and %zu of dynamic shared memory: a block has at most 99 KB", static_bytes,
          dynamic_bytes);
   }
   Variable v;
