@@ -1,0 +1,40 @@
+"""The kernels of every operation under AddressSanitizer and UndefinedBehaviorSanitizer, on odd sizes and all masks."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mutation
+import pytest
+
+if os.environ.get("COSEGFLOW_HOSTSIM_MODULE"):
+    pytest.skip("this is a run on a given module already", allow_module_level=True)
+if shutil.which("g++") is None:
+    pytest.skip("hostsim needs g++", allow_module_level=True)
+
+TESTS = Path(__file__).parent
+SELECTED = {
+    "warp": "test_values_and_gradients or test_layouts or test_outside",
+    "correlation": "(test_values_and_gradients and (shape1 or shape2 or shape4)) or test_layouts",
+    "soft_argmax": "test_masks or test_not_contiguous or (test_shapes and (shape1 or shape3))",
+    "match": "test_masks or test_layouts or test_channels or test_many_tiles or test_huge or test_shapes",
+}
+
+
+@pytest.mark.parametrize("op", SELECTED)
+def test_clean(op):
+    module = mutation.hostsim_build.build("asan")
+    environment = {
+        **os.environ,
+        **mutation.hostsim_build.sanitizer_env(),
+        "COSEGFLOW_HOSTSIM_MODULE": str(module),
+        "COSEGFLOW_TEST_BACKENDS": "hostsim",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += [str(TESTS / f"test_{op}.py"), "-k", f"(hostsim and ({SELECTED[op]})) or test_backward_in_chunks"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0 and " passed" in done.stdout, output[-4000:]
+    assert "runtime error" not in output and "AddressSanitizer" not in output, output[-4000:]
