@@ -8,7 +8,6 @@ run keeps what it measured. `--device cpu` rehearses every step that needs no GP
 """
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -36,13 +35,15 @@ def provenance(device: str) -> dict[str, Any]:
     """Where and with what the numbers were made."""
     import torch
 
+    from benchmarks.provenance import cpu_name
+
     cuda = device == "cuda"
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
         "commit": output_of(["git", "rev-parse", "HEAD"]),
         "modified": bool(output_of(["git", "status", "--porcelain", "--untracked-files=no"])),
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if cuda else cpu_name(),
         "driver": output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]) if cuda else None,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -157,13 +158,6 @@ def measure(row: dict[str, Any], device: str, budget: float) -> dict[str, Any]:
     return result
 
 
-def save(result: dict[str, Any], path: Path) -> None:
-    """Written beside, then renamed: an interrupted run leaves the last whole file."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(path)
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Command-line options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,6 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.insert(0, unpacked.name)
     sys.path.append(str(ROOT))  # for the package `benchmarks`; after the wheel
     import torch
+
+    from benchmarks.provenance import save
 
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu_check: torch sees no CUDA device; --device cpu rehearses without one", file=sys.stderr)

@@ -7,8 +7,6 @@ machine the times mean little and the ratio much. Errors are against `cosegflow.
 """
 
 import argparse
-import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -24,6 +22,7 @@ from torch import Tensor
 
 import cosegflow
 from benchmarks import eager
+from benchmarks.provenance import cpu_name, save
 from cosegflow import reference
 
 BETA = 50.0
@@ -45,17 +44,6 @@ CASES = [
     Case(256, 64, goals=(1.5, 1.1)),
     Case(1024, 32, goals=(1.0, 0.0)),
 ]
-
-
-def cpu_name() -> str:
-    """The processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def interleaved(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
@@ -222,7 +210,7 @@ def main() -> None:
             "rows": rows,
             "peak_extra_mb": peak,
         }
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+        save(result, arguments.output)
 
 
 if __name__ == "__main__":

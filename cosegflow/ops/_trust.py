@@ -102,7 +102,12 @@ def use_simple(op: str, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether operation `op` takes its simple kernels on tensors of this dtype and device."""
     if os.environ.get("COSEGFLOW_SIMPLE", "") not in ("", "0"):
         return True
-    if device.type != "cuda" or not torch.cuda.is_available():  # fake tensors may be of a device that is not there
+    if device.type != "cuda":
+        return False
+    known = _agreed.get((op, dtype, device.index))  # the way of every call but the first
+    if known is not None:
+        return not known
+    if not torch.cuda.is_available():  # fake tensors may be of a device that is not there
         return False
     index = torch.cuda.current_device() if device.index is None else device.index
     major, minor = torch.cuda.get_device_capability(index)

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "common/arena.h"
 #include "cosegflow/types.h"
-#include "cpu/arena_cpu.h"
 
 namespace cosegflow {
 

@@ -4,7 +4,8 @@
 
 #include <algorithm>
 
-#include "cpu/arena_cpu.h"
+#include "common/arena.h"
+#include "common/round_up.h"
 #include "cpu/runtime_cpu.h"
 
 namespace cosegflow {

@@ -1,5 +1,6 @@
 // match, backward: each tile of scores is computed again, turned into its gradient in place (softmax_kernel.h) and
 // multiplied into the gradients of the features while it is in the cache. Nothing larger than a tile is stored.
+#include "common/round_up.h"
 #include "cosegflow/match.h"
 
 #include "cpu/feature_gradients_cpu.h"

@@ -2,6 +2,7 @@
 //
 // A tile is kTileRows positions of a by some hundred positions of b. Slots draw tiles of rows from a counter; a row is
 // finished by one slot in a fixed order of columns, so the result depends neither on timing nor on the thread count.
+#include "common/round_up.h"
 #include "cosegflow/match.h"
 
 #include <atomic>

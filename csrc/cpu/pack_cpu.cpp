@@ -1,4 +1,5 @@
 #include "cpu/pack_cpu.h"
+#include "common/round_up.h"
 
 #include <algorithm>
 #include <cmath>
@@ -119,7 +120,7 @@ void pack_features(const View4& features, int64_t b, int64_t image_width, const 
     using S = typename decltype(tag)::type;
     const S* image = static_cast<const S*>(features.data) + b * features.stride[0];
     const int64_t width = packed.width, channels = packed.channels, panel_size = channels * width;
-    const int64_t step = kGroup * width, groups = divide_up(foreground.count, step), slots = thread_count(runtime);
+    const int64_t step = kGroup * width, groups = ceil_div(foreground.count, step), slots = thread_count(runtime);
     parallel_slots(runtime, slots, [&](int64_t slot) {
       for (int64_t i = groups * slot / slots; i < groups * (slot + 1) / slots; ++i) {
         const PositionGroup group(foreground, i * step, step, image_width, features);
@@ -214,7 +215,7 @@ void unpack_gradient(const View4& grad, int64_t b, const Foreground& foreground,
       parallel_for(runtime, channels * foreground.total, 1 << 16,
                    [&](int64_t begin, int64_t end) { std::fill(image + begin, image + end, from_float<S>(T(0))); });
     }
-    parallel_for(runtime, divide_up(foreground.count, width), kGroup, [&](int64_t begin, int64_t end) {
+    parallel_for(runtime, ceil_div(foreground.count, width), kGroup, [&](int64_t begin, int64_t end) {
       for (int64_t first = begin * width; first < std::min(end * width, foreground.count); first += width) {
         const int64_t count = std::min(width, foreground.count - first);
         const GradientRows<T> rows(packed, grad_panels, parts, part_stride, first, count);

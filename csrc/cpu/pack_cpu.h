@@ -4,8 +4,9 @@
 
 #include <cstdint>
 
+#include "common/arena.h"
+#include "common/round_up.h"
 #include "cosegflow/types.h"
-#include "cpu/arena_cpu.h"
 #include "cpu/foreground_cpu.h"
 #include "cpu/runtime_cpu.h"
 #include "cpu/tile/tile_kernels.h"

@@ -1,5 +1,6 @@
 // soft_argmax on the CPU: rows of the volume go through the same tile kernels as in match. The volume is read once,
 // which bounds the speed; excluded entries are not read at all.
+#include "common/round_up.h"
 #include "cosegflow/soft_argmax.h"
 
 #include "common/dispatch.h"
@@ -76,7 +77,7 @@ class SoftArgmaxForward : SoftArgmaxWork<S> {
     const T beta = value_at<T>(p.beta, image);
     this->select(image);
     if (this->targets.foreground.count == 0) return out.clear(0, total);
-    const int64_t tiles = divide_up(total, kRows), slots = thread_count(runtime);
+    const int64_t tiles = ceil_div(total, kRows), slots = thread_count(runtime);
     parallel_slots(runtime, slots, [&](int64_t index) {
       const Slot slot(states_ + index * states_bytes_);
       const Panels<T> tile = this->tile(index);
@@ -117,7 +118,7 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
     const SoftArgmaxParams& p = this->p;
     this->select(image);
     const bool nothing = this->targets.foreground.count == 0;
-    const int64_t total = this->positions_a, tiles = divide_up(total, kRows), slots = thread_count(runtime);
+    const int64_t total = this->positions_a, tiles = ceil_div(total, kRows), slots = thread_count(runtime);
     S* grad = static_cast<S*>(p.grad_corr);
     if (grad != nullptr) grad += image * total * this->positions_b;
     parallel_slots(runtime, slots, [&](int64_t index) {

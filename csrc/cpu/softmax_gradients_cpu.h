@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/round_up.h"
 #include "cpu/softmax_rows_cpu.h"
 
 namespace cosegflow {

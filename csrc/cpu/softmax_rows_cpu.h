@@ -5,8 +5,9 @@
 #include <cmath>
 #include <limits>
 
+#include "common/arena.h"
+#include "common/round_up.h"
 #include "cosegflow/types.h"
-#include "cpu/arena_cpu.h"
 #include "cpu/foreground_cpu.h"
 #include "cpu/tile/tile_kernels.h"
 
@@ -17,8 +18,8 @@ constexpr int64_t kTileRows = 128;  // at most
 
 // Rows of each tile, so that `slots` slots get equal shares of `rows` rows.
 inline int64_t rows_of_tile(int64_t rows, int64_t slots) {
-  const int64_t tiles = round_up(divide_up(rows, kTileRows), slots);
-  return round_up(divide_up(rows, tiles), kRowBlock);
+  const int64_t tiles = round_up(ceil_div(rows, kTileRows), slots);
+  return round_up(ceil_div(rows, tiles), kRowBlock);
 }
 
 // value log2(e), finite wherever the value is: beta, and a log-sum-exp.

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
+#include "common/arena.h"
 #include "common/half.h"
-#include "cpu/arena_cpu.h"
 #include "cpu/tile/tile_kernels.h"
 
 namespace cosegflow {

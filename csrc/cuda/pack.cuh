@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "arena.cuh"
+#include "common/arena.h"
 #include "common/half.h"
 #include "cosegflow/types.h"
 #include "mask_weight.cuh"

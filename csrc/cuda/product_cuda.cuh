@@ -48,11 +48,11 @@ struct MatrixLhs {
 };
 
 template <class Acc>
-struct GradientTile {
+struct GradientProductTile {
   using type = TileProduct<float, 128, 64, 8>;
 };
 template <>
-struct GradientTile<double> {
+struct GradientProductTile<double> {
   using type = TileProduct<double, 64, 64, 8>;
 };
 
@@ -66,7 +66,7 @@ __device__ __forceinline__ int64_t live_rows(const int* count, int64_t b, int64_
 template <class T, bool kTransposed, class Lhs>
 __global__ void __launch_bounds__(256, 2) gradient_product_kernel(ProductArgs<T> args, Lhs lhs) {
   using Acc = accumulate_t<T>;
-  using Tile = typename GradientTile<Acc>::type;
+  using Tile = typename GradientProductTile<Acc>::type;
   using Shared = typename Tile::Shared;
   CSF_SHARED(Shared, shared);
 
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(256, 2) gradient_product_kernel(ProductArgs<T>
 
 template <bool kTransposed, class T, class Lhs>
 Status launch_gradient_product(const ProductArgs<T>& args, const Lhs& lhs, Stream stream) {
-  using Tile = typename GradientTile<accumulate_t<T>>::type;
+  using Tile = typename GradientProductTile<accumulate_t<T>>::type;
   const int64_t blocks =
       (args.channels + Tile::kCols - 1) / Tile::kCols * ((args.rows + Tile::kRows - 1) / Tile::kRows) * args.batch;
   if (blocks == 0) return {};

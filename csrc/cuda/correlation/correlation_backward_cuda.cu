@@ -3,7 +3,7 @@
 // (normalize_backward.cuh).
 #include <algorithm>
 
-#include "arena.cuh"
+#include "common/arena.h"
 #include "common/dispatch.h"
 #include "correlation/correlation_dispatch.cuh"
 #include "correlation/correlation_gradient_mma.cuh"

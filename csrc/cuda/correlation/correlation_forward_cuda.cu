@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "arena.cuh"
+#include "common/arena.h"
 #include "common/dispatch.h"
 #include "correlation/correlation_dispatch.cuh"
 #include "correlation/correlation_forward_kernels.cuh"

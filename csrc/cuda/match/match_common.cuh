@@ -9,13 +9,12 @@
 
 #include <cstdint>
 
+#include "common/round_up.h"
 #include "cosegflow/match.h"
 #include "pack.cuh"
 #include "primitives/online_softmax.cuh"
 
 namespace cosegflow::match_cuda {
-
-inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 template <class Acc>
 struct alignas(16) Column {  // of a tile: a target

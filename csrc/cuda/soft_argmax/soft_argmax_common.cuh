@@ -5,9 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "arena.cuh"
+#include "common/arena.h"
 #include "common/dispatch.h"
 #include "common/half.h"
+#include "common/round_up.h"
 #include "cosegflow/soft_argmax.h"
 #include "mask_weight.cuh"
 #include "primitives/launch.cuh"
@@ -15,8 +16,6 @@
 #include "primitives/warp_reduce.cuh"
 
 namespace cosegflow::soft_argmax_cuda {
-
-inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 inline int64_t sources(const SoftArgmaxParams& p) { return p.height_a * p.width_a; }
 inline int64_t targets(const SoftArgmaxParams& p) { return p.height_b * p.width_b; }
