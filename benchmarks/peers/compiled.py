@@ -1,0 +1,36 @@
+"""torch.compile(mode="max-autotune") of the eager forms. Slow to compile, so only with --peers all or by name."""
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..case import Case
+from ..works.base import Function, Inputs
+from .base import Peer
+from .eager import CALLS, torch_version
+
+
+def _builder(work: str) -> Callable[[Case, torch.device], Function]:
+    def build(case: Case, device: torch.device) -> Function:
+        # The harness differentiates one graph several times, which buffers that a backward has given away forbid.
+        setattr(importlib.import_module("torch._functorch.config"), "donated_buffer", False)  # noqa: B010
+        torch._dynamo.reset()
+
+        def call(inputs: Inputs) -> Tensor:
+            return CALLS[work](case, inputs)
+
+        compiled = torch.compile(call, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
+        return lambda inputs: compiled(inputs)
+
+    return build
+
+
+PEER = Peer(
+    name="compile",
+    summary='torch.compile(mode="max-autotune-no-cudagraphs") of the eager form',
+    works={work: _builder(work) for work in CALLS},
+    version=torch_version,
+    default=False,
+)

@@ -1,0 +1,153 @@
+"""Plain torch at its best: normalize, baddbmm with the log mask and beta fused in, softmax, matmul; grid_sample."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..case import Case
+from ..works.base import Function, Inputs
+from ..works.sampling import local_correlation
+from .base import Peer
+
+
+def positions(height: int, width: int, like: Tensor) -> Tensor:
+    """(H*W, 2): x and y of each pixel, in the dtype and on the device of `like`."""
+    y, x = torch.meshgrid(
+        torch.arange(height, device=like.device), torch.arange(width, device=like.device), indexing="ij"
+    )
+    return torch.stack((x, y), -1).reshape(-1, 2).to(like.dtype)
+
+
+def rows(features: Tensor) -> Tensor:
+    """(B, C, H, W) to unit vectors (B, H*W, C)."""
+    return F.normalize(features, dim=1).flatten(2).transpose(1, 2)
+
+
+def log_mask(inputs: Inputs, like: Tensor) -> Tensor:
+    """(B or 1, 1, Nb): 0 where a target is allowed, -inf where not."""
+    if "mask_b" not in inputs:
+        return like.new_zeros(1, 1, 1)
+    return inputs["mask_b"].flatten(1).unsqueeze(1).log().to(like.dtype)
+
+
+def to_flow(expected: Tensor, case: Case, inputs: Inputs) -> Tensor:
+    """Expected positions (B, Na, 2) to the flow (B, 2, Ha, Wa), in float32 at least; 0 where a is masked."""
+    expected = expected if expected.dtype == torch.float64 else expected.float()
+    flow = (expected - positions(*case.a, expected)).transpose(1, 2).unflatten(2, case.a)
+    return torch.where(inputs["mask_a"].unsqueeze(1) > 0, flow, 0.0) if "mask_a" in inputs else flow
+
+
+def probabilities(case: Case, inputs: Inputs) -> Tensor:
+    """(B, Na, Nb)."""
+    a, b = rows(inputs["fa"]), rows(inputs["fb"])
+    return torch.baddbmm(log_mask(inputs, a), a, b.transpose(1, 2), alpha=case.beta).softmax(-1)
+
+
+def match(case: Case, inputs: Inputs) -> Tensor:
+    """The flow."""
+    p = probabilities(case, inputs)
+    return to_flow(p @ positions(*case.b, p).expand(len(p), -1, -1), case, inputs)
+
+
+def match_both(case: Case, inputs: Inputs) -> Tensor:
+    """Both flows, from one product."""
+    a, b = rows(inputs["fa"]), rows(inputs["fb"])
+    scores = case.beta * torch.bmm(a, b.transpose(1, 2))
+    there = (scores + log_mask(inputs, a)).softmax(-1)
+    turned = {"mask_b": inputs["mask_a"], "mask_a": inputs["mask_b"]} if "mask_a" in inputs else {}
+    back = (scores.transpose(1, 2) + log_mask(turned, a)).softmax(-1)
+    flow_ab = to_flow(there @ positions(*case.b, a).expand(len(a), -1, -1), case, inputs)
+    other = Case(a=case.b, b=case.a)
+    flow_ba = to_flow(back @ positions(*case.a, a).expand(len(a), -1, -1), other, turned)
+    return torch.cat((flow_ab.flatten(1), flow_ba.flatten(1)), 1)
+
+
+def transfer(case: Case, inputs: Inputs) -> Tensor:
+    """Values (B, V, Ha, Wa)."""
+    out = torch.bmm(inputs["values"].flatten(2), probabilities(case, inputs).transpose(1, 2)).unflatten(2, case.a)
+    return torch.where(inputs["mask_a"].unsqueeze(1) > 0, out, 0.0) if "mask_a" in inputs else out
+
+
+def correlation(case: Case, inputs: Inputs) -> Tensor:
+    """The volume."""
+    return torch.bmm(rows(inputs["fa"]), rows(inputs["fb"]).transpose(1, 2)).unflatten(2, case.b).unflatten(1, case.a)
+
+
+def soft_argmax(case: Case, inputs: Inputs) -> Tensor:
+    """The flow."""
+    scores = inputs["corr"].flatten(3).flatten(1, 2)
+    logits = scores * case.beta if "mask_b" not in inputs else log_mask(inputs, scores) + case.beta * scores
+    p = logits.softmax(-1)
+    return to_flow(p @ positions(*case.b, p).expand(len(p), -1, -1), case, {})
+
+
+def sample(x: Tensor, flow: Tensor) -> Tensor:
+    """grid_sample, with the construction of its grid."""
+    height, width = x.shape[2:]
+    at = positions(flow.shape[2], flow.shape[3], flow).reshape(*flow.shape[2:], 2) + flow.permute(0, 2, 3, 1)
+    size = at.new_tensor([max(width - 1, 1), max(height - 1, 1)])
+    grid = (at * (2 / size) - 1).to(x.dtype)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def warp(case: Case, inputs: Inputs) -> Tensor:
+    """The image."""
+    return sample(inputs["x"], inputs["flow"])
+
+
+def local(case: Case, inputs: Inputs) -> Tensor:
+    """One product per displacement, over shifted views of the padded target."""
+    return local_correlation(inputs["fa"], inputs["fb"], case.radius)
+
+
+def unfold(case: Case, inputs: Inputs) -> Tensor:
+    """All displacements of the target at once, then a sum over channels: (2r+1)^2 copies of the target."""
+    fa, fb, r = inputs["fa"], inputs["fb"], case.radius
+    windows = F.unfold(fb, 2 * r + 1, padding=r).unflatten(1, (fb.shape[1], -1))
+    return (fa.flatten(2).unsqueeze(2) * windows).sum(1).unflatten(2, case.a)
+
+
+def cycle_error(case: Case, inputs: Inputs) -> Tensor:
+    """The error (B, Ha, Wa); 0 where the path leaves the image."""
+    flow_ab, flow_ba = inputs["flow_ab"], inputs["flow_ba"]
+    at = positions(*case.a, flow_ab).T.unflatten(1, case.a) + flow_ab
+    inside = (at[:, 0] >= 0) & (at[:, 0] <= case.b[1] - 1) & (at[:, 1] >= 0) & (at[:, 1] <= case.b[0] - 1)
+    return torch.where(inside, (flow_ab + sample(flow_ba, flow_ab)).norm(dim=1), 0.0)
+
+
+Call = Callable[[Case, Inputs], Tensor]
+CALLS: dict[str, Call] = {
+    "match": match,
+    "warp": warp,
+    "correlation": correlation,
+    "soft_argmax": soft_argmax,
+    "match_both": match_both,
+    "transfer": transfer,
+    "local_correlation": local,
+    "cycle_error": cycle_error,
+}
+
+
+def builder(call: Call) -> Callable[[Case, torch.device], Function]:
+    """A builder that can do every case."""
+
+    def build(case: Case, device: torch.device) -> Function:
+        return lambda inputs: call(case, inputs)
+
+    return build
+
+
+def torch_version() -> str:
+    """Of the package that does the work."""
+    return str(torch.__version__)
+
+
+def _peer(name: str, summary: str, calls: dict[str, Call], **more: Any) -> Peer:
+    return Peer(name, summary, {work: builder(call) for work, call in calls.items()}, torch_version, **more)
+
+
+PEER = _peer("eager", "plain torch in its best form, which stores the volume; grid_sample", CALLS)
+UNFOLD = _peer("unfold", "plain torch by F.unfold", {"local_correlation": unfold})

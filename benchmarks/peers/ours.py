@@ -1,0 +1,48 @@
+"""cosegflow itself, through its public functions."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import cosegflow
+
+from ..case import Case
+from ..works.base import Function, Inputs
+from .base import Peer, Unavailable
+
+
+def _match_both(case: Case, i: Inputs) -> Tensor:
+    there, back = cosegflow.match_both(i["fa"], i["fb"], i.get("mask_a"), i.get("mask_b"), beta=case.beta)  # type: ignore[attr-defined]
+    return torch.cat((there.flow.flatten(1), back.flow.flatten(1)), 1)
+
+
+CALLS: dict[str, Callable[[Case, Inputs], Tensor]] = {
+    "match": lambda c, i: cosegflow.match(i["fa"], i["fb"], i.get("mask_a"), i.get("mask_b"), beta=c.beta).flow,
+    "warp": lambda c, i: cosegflow.warp(i["x"], i["flow"]),
+    "correlation": lambda c, i: cosegflow.correlation(i["fa"], i["fb"], normalize=True),
+    "soft_argmax": lambda c, i: cosegflow.soft_argmax(i["corr"], i.get("mask_b"), beta=c.beta).flow,
+    "match_both": _match_both,
+    "transfer": lambda c, i: cosegflow.transfer(  # type: ignore[attr-defined]
+        i["fa"], i["fb"], i["values"], i.get("mask_a"), i.get("mask_b"), beta=c.beta
+    ),
+    "local_correlation": lambda c, i: cosegflow.local_correlation(i["fa"], i["fb"], c.radius),  # type: ignore[attr-defined]
+    "cycle_error": lambda c, i: cosegflow.cycle_error(i["flow_ab"], i["flow_ba"])[0],  # type: ignore[attr-defined]
+}
+
+
+def _builder(work: str) -> Callable[[Case, torch.device], Function]:
+    def build(case: Case, device: torch.device) -> Function:
+        if not hasattr(cosegflow, work):
+            raise Unavailable(f"cosegflow {cosegflow.__version__} has no {work}")
+        return lambda inputs: CALLS[work](case, inputs)
+
+    return build
+
+
+PEER = Peer(
+    name="cosegflow",
+    summary="this library",
+    works={work: _builder(work) for work in CALLS},
+    version=lambda: cosegflow.__version__,
+)

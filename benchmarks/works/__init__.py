@@ -1,0 +1,11 @@
+"""The registry of works, in the order in which they are measured."""
+
+from .base import Work
+from .match import MATCH, MATCH_BOTH, TRANSFER
+from .sampling import CYCLE_ERROR, LOCAL_CORRELATION, WARP
+from .volume import CORRELATION, SOFT_ARGMAX
+
+WORKS: dict[str, Work] = {
+    work.name: work
+    for work in (MATCH, WARP, CORRELATION, SOFT_ARGMAX, MATCH_BOTH, TRANSFER, LOCAL_CORRELATION, CYCLE_ERROR)
+}
