@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from cosegflow import _library, reference
-from cosegflow._operators import operators
-from cosegflow.ops import _checks
+from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
-from cosegflow.ops._registration import second_derivative, transforms_active
+from cosegflow.ops._registration import second_derivative
 from cosegflow.ops._trust import use_simple
 
 
@@ -37,10 +36,10 @@ def correlation(fa: Tensor, fb: Tensor, *, normalize: bool = False, relu: bool =
     _checks.require_flag("relu", relu)
     _library.require(fa.device)
     dtype = autocast_dtype(fa)
-    if transforms_active():
+    if _transforms.reference_wanted():
         with without_autocast(fa):
             return reference.correlation(fa.to(dtype), fb.to(dtype), normalize, relu)
-    return operators.correlation(fa, fb, normalize, relu, use_simple("correlation", dtype, fa.device))
+    return _transforms.run("correlation", fa, fb, normalize, relu, use_simple("correlation", dtype, fa.device))
 
 
 def _fake(fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False, simple: bool = False) -> Tensor:
@@ -69,8 +68,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad_corr: Tensor) -> tuple[Tensor | None, ...]:
     fa, fb, corr = ctx.saved_tensors
     need_fa, need_fb = ctx.needs_input_grad[:2]
-    grad_fa, grad_fb = operators.correlation_backward(
-        grad_corr, fa, fb, corr, ctx.normalize, ctx.relu, ctx.simple, need_fa, need_fb
+    grad_fa, grad_fb = _transforms.run(
+        "correlation_backward", grad_corr, fa, fb, corr, ctx.normalize, ctx.relu, ctx.simple, need_fa, need_fb
     )
     return grad_fa if need_fa else None, grad_fb if need_fb else None, None, None, None
 
@@ -92,6 +91,6 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
 if _library.is_available():
     torch.library.register_fake("cosegflow::correlation", _fake)
     torch.library.register_fake("cosegflow::correlation_backward", _fake_backward)
-    torch.library.register_autograd("cosegflow::correlation", _backward, setup_context=_setup)
-    torch.library.register_autograd("cosegflow::correlation_backward", _double_backward, setup_context=_setup_backward)
+    _transforms.register("correlation", _setup, _backward)
+    _transforms.register("correlation_backward", _setup_backward, _double_backward)
     autocast_features("correlation")

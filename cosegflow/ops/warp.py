@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from cosegflow import _library, reference
-from cosegflow._operators import operators
-from cosegflow.ops import _checks
+from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import without_autocast
-from cosegflow.ops._registration import second_derivative, transforms_active
+from cosegflow.ops._registration import second_derivative
 
 Mode = Literal["bilinear", "nearest"]
 Padding = Literal["zeros", "border"]
@@ -63,11 +62,11 @@ def warp(
     if padding not in ("zeros", "border"):
         raise ValueError(f"padding must be 'zeros' or 'border', got {padding!r}")
     _library.require(x.device)
-    if transforms_active():
+    if _transforms.reference_wanted():
         with without_autocast(x):
             out, valid = reference.warp(x, flow, mode, padding)
     else:
-        out, valid = operators.warp(x, flow.to(reference.accumulate_dtype(x.dtype)), mode, padding)
+        out, valid = _transforms.run("warp", x, flow.to(reference.accumulate_dtype(x.dtype)), mode, padding)
     return (out, valid) if return_valid else out
 
 
@@ -102,8 +101,8 @@ def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tens
     if grad_out is None:
         return None, None, None, None
     deterministic = torch.are_deterministic_algorithms_enabled()
-    grad_x, grad_flow = operators.warp_backward(
-        grad_out, x, flow, ctx.mode, ctx.padding, need_x, need_flow, deterministic
+    grad_x, grad_flow = _transforms.run(
+        "warp_backward", grad_out, x, flow, ctx.mode, ctx.padding, need_x, need_flow, deterministic
     )
     return grad_x if need_x else None, grad_flow if need_flow else None, None, None
 
@@ -127,5 +126,5 @@ def _double_backward(ctx: Any, gg_x: Tensor | None, gg_flow: Tensor | None) -> t
 if _library.is_available():
     torch.library.register_fake("cosegflow::warp", _fake)
     torch.library.register_fake("cosegflow::warp_backward", _fake_backward)
-    torch.library.register_autograd("cosegflow::warp", _backward, setup_context=_setup)
-    torch.library.register_autograd("cosegflow::warp_backward", _double_backward, setup_context=_setup_backward)
+    _transforms.register("warp", _setup, _backward)
+    _transforms.register("warp_backward", _setup_backward, _double_backward)
