@@ -154,7 +154,7 @@ def test_many_tiles(backend, shape, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("chunk_bytes", [1, 20_000, 100_000])
-def test_in_chunks(dtype, chunk_bytes):
+def test_backward_in_chunks_and_forward(dtype, chunk_bytes):
     """hostsim: a workspace too small for all rows at once gives the same, forward and backward."""
     import backends
 
@@ -294,6 +294,43 @@ def test_gradient_reaches_a_beta_of_another_dtype():
     fa, fb = features(2, 8, 4, 5, 6, 3, torch.float32)
     cosegflow.match_both(fa, fb, beta=beta)[1].lse.sum().backward()
     assert beta.grad is not None and beta.grad.dtype == torch.float64 and bool(torch.isfinite(beta.grad))
+
+
+def test_autocast_casts_features_only():
+    fa, fb = features(2, 32, 4, 5, 6, 3, torch.float32)
+    mask_a, mask_b = torch.rand(2, 4, 5), torch.rand(2, 6, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = cosegflow.match_both(fa, fb, mask_a, mask_b, beta=10.0)
+        mapped = torch.func.vmap(lambda a, b: cosegflow.match_both(a[None], b[None], beta=10.0)[1].flow)(fa, fb)
+        plain = torch.stack(
+            [cosegflow.match_both(a[None], b[None], beta=10.0)[1].flow for a, b in zip(fa, fb, strict=True)]
+        )
+    exact = reference.match_both(
+        fa.bfloat16().double(), fb.bfloat16().double(), mask_a, mask_b, torch.tensor(10.0, dtype=torch.float64)
+    )
+    for a, e in zip((*actual[0], *actual[1]), (*exact[0], *exact[1]), strict=True):
+        assert a.dtype == torch.float32
+        assert_close(a, e, 1e-4, "features are rounded, nothing else")
+    assert mapped.dtype == torch.float32
+    assert_close(mapped, plain, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{"kernel_sigma": 3.0}, {"return_index": True}], ids=lambda o: next(iter(o)))
+def test_options_of_match_are_served_by_match(options):
+    """By two calls of it, or by its refusal."""
+    fa, fb = features(2, 8, 4, 5, 6, 3, torch.float32)
+    mask_a, mask_b = torch.rand(2, 4, 5), torch.rand(2, 6, 3)
+    try:
+        ab = cosegflow.match(fa, fb, mask_a, mask_b, **options)
+    except NotImplementedError:
+        with pytest.raises(NotImplementedError, match=next(iter(options))):
+            cosegflow.match_both(fa, fb, mask_a, mask_b, **options)
+        return
+    expected = (*ab, *cosegflow.match(fb, fa, mask_b, mask_a, **options))
+    both = cosegflow.match_both(fa, fb, mask_a, mask_b, **options)
+    assert type(both[0]) is type(ab)
+    for a, e in zip((*both[0], *both[1]), expected, strict=True):
+        assert torch.equal(a, e)
 
 
 F4 = torch.zeros(1, 3, 4, 5)

@@ -15,7 +15,7 @@ if shutil.which("g++") is None:
 HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16]"  # the tensor-core kernel
 SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32]"  # the FMA kernel
 BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16]"
-BOTH_CHUNKS = "tests/test_match_both.py::test_in_chunks[1-float32]"
+BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 
 # Without torch, so that the sanitizer build can run them.

@@ -44,9 +44,9 @@ def match_both(
         return_index: as in `match`; the two directions are then two calls of it.
 
     Returns:
-        Two `Matches` as of `match`: sources in a, of shape (Ha, Wa), and sources in b, of shape (Hb, Wb). Gradients flow
-        from both ``flow`` and ``lse`` to ``fa``, ``fb``, ``beta`` and both masks: to ``mask_b`` as the weight of the
-        first, to ``mask_a`` as that of the second.
+        Two `Matches` as of `match`: sources in a, of shape (Ha, Wa), and sources in b, of shape (Hb, Wb). Gradients
+        flow from both ``flow`` and ``lse`` to ``fa``, ``fb``, ``beta`` and both masks: to ``mask_b`` as the weight of
+        the first, to ``mask_a`` as that of the second.
 
     Raises:
         TypeError: a dtype that is not floating (or bool, for masks), or two dtypes of features.
@@ -135,15 +135,42 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    beta = ctx.saved_tensors[4]
-    need = list(ctx.needs_input_grad[:5])
+    fa, fb, mask_a, mask_b, beta, flow_ab, lse_ab, flow_ba, lse_ba = ctx.saved_tensors
+    need_fa, need_fb, need_mask_a, need_mask_b, need_beta = ctx.needs_input_grad[:5]
     grad_flow_ab, grad_lse_ab, _, grad_flow_ba, grad_lse_ba, _ = grads
-    incoming = (grad_flow_ab, grad_lse_ab, grad_flow_ba, grad_lse_ba)
-    if all(g is None for g in incoming):
+    if all(g is None for g in (grad_flow_ab, grad_lse_ab, grad_flow_ba, grad_lse_ba)):
         return (None,) * 7
-    result = operators.match_both_backward(*incoming, *ctx.saved_tensors, ctx.normalize, ctx.simple, *need)
-    wanted = [g if n else None for g, n in zip(result, need, strict=True)]
-    return (*wanted[:4], sum_to_beta(result[4], beta) if need[4] else None, None, None)
+    result = operators.match_both_backward(
+        grad_flow_ab,
+        grad_lse_ab,
+        grad_flow_ba,
+        grad_lse_ba,
+        fa,
+        fb,
+        mask_a,
+        mask_b,
+        beta,
+        flow_ab,
+        lse_ab,
+        flow_ba,
+        lse_ba,
+        ctx.normalize,
+        ctx.simple,
+        need_fa,
+        need_fb,
+        need_mask_a,
+        need_mask_b,
+        need_beta,
+    )
+    return (
+        result[0] if need_fa else None,
+        result[1] if need_fb else None,
+        result[2] if need_mask_a else None,
+        result[3] if need_mask_b else None,
+        sum_to_beta(result[4], beta) if need_beta else None,
+        None,
+        None,
+    )
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
