@@ -30,18 +30,20 @@ __device__ __forceinline__ OnlineSoftmax<Acc> other_lane(const OnlineSoftmax<Acc
 }
 
 // Merges the states of kCount columns over the lanes that share them, kFirst and up. On return the first `left` states
-// are those of columns offset, offset + 1, ... of this lane.
+// are those of columns offset, offset + 1, ... of this lane; lanes with the same columns have the same bits.
 template <int kFirst, int kCount, class Acc>
 __device__ __forceinline__ void merge_shared_columns(OnlineSoftmax<Acc> (&state)[kCount], int& offset, int& left) {
   offset = 0, left = kCount;
 #pragma unroll
   for (int lanes = kFirst; lanes < 32; lanes *= 2) {
-    if (left == 1) {
-      state[0].merge(other_lane(state[0], lanes));
+    const bool upper = (threadIdx.x & lanes) != 0;
+    if (left == 1) {  // in the same order in both lanes, so that their copies have the same bits
+      const OnlineSoftmax<Acc> other = other_lane(state[0], lanes), mine = state[0];
+      state[0] = upper ? other : mine;
+      state[0].merge(upper ? mine : other);
       continue;
     }
     left /= 2;
-    const bool upper = (threadIdx.x & lanes) != 0;
 #pragma unroll
     for (int k = 0; k < kCount / 2; ++k) {
       if (k >= left) break;
