@@ -2,7 +2,7 @@
 
 from cosegflow._library import is_available
 from cosegflow._version import __version__
-from cosegflow.ops import correlation, match, soft_argmax, warmup, warp
+from cosegflow.ops import correlation, match, match_both, soft_argmax, warmup, warp
 from cosegflow.types import IndexedMatches, Matches
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "correlation",
     "is_available",
     "match",
+    "match_both",
     "soft_argmax",
     "warmup",
     "warp",

@@ -77,5 +77,38 @@ class Operators:
         need_mask_b: bool,
         need_beta: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+    def match_both(
+        self,
+        fa: Tensor,
+        fb: Tensor,
+        mask_a: Tensor | None,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        normalize: bool = True,
+        simple: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+    def match_both_backward(
+        self,
+        grad_flow_ab: Tensor | None,
+        grad_lse_ab: Tensor | None,
+        grad_flow_ba: Tensor | None,
+        grad_lse_ba: Tensor | None,
+        fa: Tensor,
+        fb: Tensor,
+        mask_a: Tensor | None,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        flow_ab: Tensor,
+        lse_ab: Tensor,
+        flow_ba: Tensor,
+        lse_ba: Tensor,
+        normalize: bool,
+        simple: bool,
+        need_fa: bool,
+        need_fb: bool,
+        need_mask_a: bool,
+        need_mask_b: bool,
+        need_beta: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 operators: Operators

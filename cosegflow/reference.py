@@ -109,6 +109,13 @@ def match(
     return _to_matches(scores, mask_a, mask_b, beta.to(acc), fa.shape[2:], fb.shape[2:])
 
 
+def match_both(
+    fa: Tensor, fb: Tensor, mask_a: Tensor | None, mask_b: Tensor | None, beta: Tensor, normalize: bool = True
+) -> tuple[Matches, Matches]:
+    """`match` from a to b and from b to a."""
+    return match(fa, fb, mask_a, mask_b, beta, normalize), match(fb, fa, mask_b, mask_a, beta, normalize)
+
+
 def warp(x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> tuple[Tensor, Tensor]:
     """(out, valid): out[b,c,i,j] = x[b,c] at (j + flow_x, i + flow_y); valid: that point lies in the image."""
     batch, channels, height, width = x.shape

@@ -172,6 +172,11 @@ class Hostsim:
     def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
         return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes)
 
+    def match_both(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
+        from backends_match_both import MatchBoth
+
+        return MatchBoth.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes)
+
 
 class Torch:
     """torch.ops.cosegflow on a device; takes and returns tensors of the CPU."""
@@ -196,6 +201,9 @@ class Torch:
 
     def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
         return self._run(torch.ops.cosegflow.match, fa, fb, mask_a, mask_b, beta, normalize, simple)
+
+    def match_both(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
+        return self._run(torch.ops.cosegflow.match_both, fa, fb, mask_a, mask_b, beta, normalize, simple)
 
 
 def get(name: str) -> Any:

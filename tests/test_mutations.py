@@ -14,6 +14,8 @@ if shutil.which("g++") is None:
 
 HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16]"  # the tensor-core kernel
 SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32]"  # the FMA kernel
+BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16]"
+BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 
 # Without torch, so that the sanitizer build can run them.
@@ -31,6 +33,9 @@ MMA_TILE = "csrc/cuda/mma_tile_product.cuh"
 SIMT_TILE = "csrc/cuda/tile_product.cuh"
 FORWARD = "csrc/cuda/match/match_forward_kernel.cuh"
 COMMON = "csrc/cuda/match/match_common.cuh"
+BOTH_FORWARD = "csrc/cuda/match_both/match_both_forward_kernel.cuh"
+BOTH_HOST = "csrc/cuda/match_both/match_both_forward_cuda.cu"
+BOTH_GRADIENT = "csrc/cuda/match_both/match_both_gradient_kernel.cuh"
 WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
 WARP_MATH = "csrc/common/warp_math.h"
 
@@ -79,6 +84,14 @@ BUGS = [
     Bug("too little shared memory", MMA_TILE, "static_cast<size_t>(kStages) * kSlab * sizeof(T);",
         "static_cast<size_t>(kStages) * kSlab * sizeof(T) - 64;", snippet=MATCH_HALF,
         says="not within the shared memory of the block"),
+    Bug("barrier dropped before columns are merged", BOTH_FORWARD,
+        "    __syncthreads();\n    // Read before", "    // Read before", op="match_both", test=BOTH_HALF),
+    Bug("a lane keeps the wrong half of the columns", BOTH_FORWARD, "if (upper) offset += left;",
+        "if (!upper) offset += left;", op="match_both", test=BOTH_HALF),
+    Bug("columns forget earlier chunks", BOTH_HOST, "if (args.tile_begin > 0) state = all[i];", "",
+        op="match_both", test=BOTH_CHUNKS),
+    Bug("gradient of a column with the lse of a row", BOTH_GRADIENT, "p.log_weight) - q.lse)", "p.log_weight) - p.lse)",
+        op="match_both", test=BOTH_HALF),
     Bug("bounds mask of the threads dropped", WARP_KERNELS,
         "warp_forward_kernel(WarpParams p) {\n  using A = accumulate_t<T>;\n"
         "  const PixelOfThread pixel = pixel_of_thread(p);\n  if (!pixel.exists) return;",

@@ -33,6 +33,20 @@ def hostsim_operators(spoil: str | None = None):
         results = module.match_backward(*arrays[0], beta, *arrays[1], normalize, simple, need)
         return spoiled("match_backward", simple, results)
 
+    def match_both(fa, fb, mask_a, mask_b, beta, normalize, simple):
+        beta = backends.beta_per_image(beta, fa.shape[0])
+        results = module.match_both(*convert((fa, fb, mask_a, mask_b)), beta, normalize, simple)
+        return spoiled("match_both", simple, results)
+
+    def match_both_backward(*arguments):
+        incoming, (fa, fb, mask_a, mask_b, beta), saved = arguments[:4], arguments[4:9], arguments[9:13]
+        normalize, simple, *need = arguments[13:]
+        beta = backends.beta_per_image(beta, fa.shape[0])
+        results = module.match_both_backward(
+            *convert((fa, fb, mask_a, mask_b)), beta, convert(saved), convert(incoming), normalize, simple, need
+        )
+        return spoiled("match_both_backward", simple, results)
+
     def soft_argmax(corr, mask_b, beta, simple):
         beta = backends.beta_per_image(beta, corr.shape[0])
         return spoiled("soft_argmax", simple, module.soft_argmax(*convert((corr, mask_b)), beta, simple))
@@ -50,7 +64,8 @@ def hostsim_operators(spoil: str | None = None):
         results = module.correlation_backward(*convert((grad, fa, fb, corr)), normalize, relu, simple, need)
         return spoiled("correlation_backward", simple, results)
 
-    return types.SimpleNamespace(**{f.__name__: f for f in (match, match_backward, soft_argmax, soft_argmax_backward,
+    return types.SimpleNamespace(**{f.__name__: f for f in (match, match_backward, match_both, match_both_backward,
+                                                            soft_argmax, soft_argmax_backward,
                                                             correlation, correlation_backward)})  # fmt: skip
 
 

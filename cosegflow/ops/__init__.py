@@ -3,7 +3,8 @@
 from cosegflow.ops._trust import warmup
 from cosegflow.ops.correlation import correlation
 from cosegflow.ops.match import match
+from cosegflow.ops.match_both import match_both
 from cosegflow.ops.soft_argmax import soft_argmax
 from cosegflow.ops.warp import warp
 
-__all__ = ["correlation", "match", "soft_argmax", "warmup", "warp"]
+__all__ = ["correlation", "match", "match_both", "soft_argmax", "warmup", "warp"]

@@ -50,6 +50,22 @@ def _match(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
     return [flow, torch.where(torch.isfinite(lse), lse, 0.0), confidence, *grads]
 
 
+def _match_both(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
+    b, c, ha, wa, hb, wb = size
+    fa, fb = _wave((b, c, ha, wa), 0.7, like).to(like.dtype), _wave((b, c, hb, wb), 1.3, like).to(like.dtype)
+    acc = accumulate_dtype(like.dtype)
+    mask_a = _wave((b, ha, wa), 2.1, like).clamp(min=0).to(acc)
+    mask_b = _wave((b, hb, wb), 1.7, like).clamp(min=0).to(acc)
+    beta = torch.full((), 12.0, device=like.device, dtype=acc)
+    outputs = ops.match_both(fa, fb, mask_a, mask_b, beta, True, simple)
+    incoming = [_wave(tuple(outputs[i].shape), 0.9 + 0.1 * i, like).to(acc) for i in (0, 1, 3, 4)]
+    saved = [outputs[i] for i in (0, 1, 3, 4)]
+    grads = ops.match_both_backward(
+        *incoming, fa, fb, mask_a, mask_b, beta, *saved, True, simple, True, True, True, True, True
+    )
+    return [*(torch.where(torch.isneginf(o), 0.0, o) for o in outputs), *grads]
+
+
 def _soft_argmax(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
     b, ha, wa, hb, wb = size
     corr = _wave(size, 0.7, like).to(like.dtype)
@@ -77,6 +93,7 @@ def _correlation(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tenso
 # several tiles, and rows are aligned and not, read by a warp and by a block.
 PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, bool, Size], list[Tensor]], tuple[Size, ...]]] = {
     "match": (_match, ((2, 72, 9, 17, 11, 13), (1, 136, 3, 5, 64, 80), (1, 3, 20, 20, 5, 7))),
+    "match_both": (_match_both, ((2, 72, 9, 17, 11, 13), (1, 136, 64, 80, 3, 5), (1, 3, 20, 20, 5, 7))),
     "soft_argmax": (_soft_argmax, ((2, 3, 5, 16, 17), (1, 2, 3, 33, 32), (1, 2, 3, 31, 35), (2, 3, 5, 13, 21))),
     "correlation": (_correlation, ((2, 72, 9, 17, 11, 13), (1, 40, 32, 32, 128, 128), (1, 4, 9, 17, 8, 16))),
 }

@@ -75,7 +75,8 @@ def sources(source_root: Path, ops: Sequence[str] | None = None, extra: Sequence
         unknown = set(ops) - set(bound)
         if unknown:
             raise ValueError(f"no csrc/hostsim/bind_<op>.cpp for {sorted(unknown)}; there are {sorted(bound)}")
-        keep = set(ops) | {"runtime"}
+        ops = {*ops, *(base for base in bound for op in ops if op.startswith(base + "_"))}  # match_both builds on match
+        keep = ops | {"runtime"}
         hostsim = [p for p in hostsim if not p.stem.startswith("bind_") or p.stem[len("bind_") :] in keep]
         hostsim = [p for p in hostsim if p.suffix != ".cu" or p.stem.split("_")[0] in {op.split("_")[0] for op in keep}]
         kernels = [p for p in kernels if _operation_of(p.relative_to("cuda"), known) in (keep | {None})]
@@ -199,7 +200,8 @@ def build(
     """Builds and returns the path of the module.
 
     ops: compile only these operations, that is bind_<op>.cpp and the csrc/cuda files whose first path component is
-    <op>, <op>_... or <op>.cu; files that belong to no operation are always taken. extra_sources adds files (relative to
+    <op>, <op>_... or <op>.cu; with an operation come those that its name extends (match with match_both). Files that
+    belong to no operation are always taken. extra_sources adds files (relative to
     `source_root`). reuse: the folder of a finished build of this variant from the original sources; its objects are
     linked as they are unless they depend on a file in `changed` (relative to `source_root`).
     """

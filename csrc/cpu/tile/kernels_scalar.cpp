@@ -7,6 +7,7 @@
 #include "cpu/tile/vector_math.h"
 
 #include "cpu/tile/product_kernel.h"
+#include "cpu/tile/softmax_both_kernel.h"
 #include "cpu/tile/softmax_kernel.h"
 
 namespace cosegflow {

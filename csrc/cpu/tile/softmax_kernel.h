@@ -149,7 +149,10 @@ void softmax_gradient(const GradientTile<T>& t) {
 }
 
 template <class T>
-constexpr TileKernels<T> kTable = {kWidth<T>, multiply<T>, multiply_transposed<T>, softmax<T>, softmax_gradient<T>};
+constexpr TileKernels<T> kTable = {
+    kWidth<T>,           multiply<T>,        multiply_transposed<T>, softmax<T>,
+    softmax_gradient<T>, softmax_columns<T>, both_gradient<T>,
+};
 
 }  // namespace CSF_ISA
 }  // namespace cosegflow

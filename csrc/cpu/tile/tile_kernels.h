@@ -50,6 +50,38 @@ struct GradientTile {
   double* beta_sum = nullptr;    // += the sum of d_logit * s
 };
 
+// The other direction of match_both: online softmax over the columns of a tile, whose value is the position of the row.
+template <class T>
+struct ColumnTile {
+  Panels<const T> scores;
+  int64_t rows = 0, columns = 0;
+  T slope = 0;
+  const T* log_weight = nullptr;                    // of each row; null: all 0
+  const T *x = nullptr, *y = nullptr;               // of each row
+  T *peak_score = nullptr, *peak_weight = nullptr;  // running state of each column, as of the rows in SoftmaxTile
+  double *sum = nullptr, *sum_x = nullptr, *sum_y = nullptr;
+};
+
+// The positions of one image in a tile of match_both, as sources (lse in base 2, and the incoming gradients) and as
+// targets (weight, place, and the sum of the gradient to their logits; null where not wanted). In the padding of a
+// panel lse is +inf, log_weight -inf and the rest 0.
+template <class T>
+struct DirectionOfTile {
+  const T *lse = nullptr, *grad_x = nullptr, *grad_y = nullptr, *offset = nullptr;
+  const T *log_weight = nullptr, *x = nullptr, *y = nullptr;
+  double* weight_sum = nullptr;
+};
+
+// The gradient of both softmaxes: scores are replaced by beta (d_logit of a's sources + d_logit of b's sources).
+template <class T>
+struct BothGradientTile {
+  Panels<T> scores;
+  int64_t rows = 0, columns = 0;
+  T slope = 0, beta = 0;
+  DirectionOfTile<T> a, b;     // the rows of the tile, and its columns
+  double* beta_sum = nullptr;  // += the sum of both d_logit * s
+};
+
 constexpr int64_t kRowBlock = 8;  // at most; where it is less, panel widths are multiples of that
 
 template <class T>
@@ -64,6 +96,8 @@ struct TileKernels {
                               Panels<T> out);
   void (*softmax)(const SoftmaxTile<T>&);
   void (*softmax_gradient)(const GradientTile<T>&);
+  void (*softmax_columns)(const ColumnTile<T>&);
+  void (*both_gradient)(const BothGradientTile<T>&);
 };
 
 // The table for this machine, or for the lower instruction set that COSEGFLOW_CPU_ISA=scalar|avx2|avx512 asks for.

@@ -1,0 +1,14 @@
+// The recomputed scores of match_both's backward for float16 and bfloat16. See match_both_gradient_kernel.cuh.
+#include "match/match_mma_tile.cuh"
+#include "match_both/match_both_gradient_kernel.cuh"
+
+namespace cosegflow::match_both_cuda {
+
+template <class T>
+Status launch_score_gradient(const GradientArgs<T>& args, int64_t images, Stream stream) {
+  return launch_score_gradient_with<T, match_cuda::MmaEngine<T>>(args, images, stream);
+}
+template Status launch_score_gradient(const GradientArgs<Half>&, int64_t, Stream);
+template Status launch_score_gradient(const GradientArgs<BFloat16>&, int64_t, Stream);
+
+}  // namespace cosegflow::match_both_cuda
