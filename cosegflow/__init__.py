@@ -2,16 +2,19 @@
 
 from cosegflow._library import is_available
 from cosegflow._version import __version__
-from cosegflow.ops import correlation, match, soft_argmax, warmup, warp
-from cosegflow.types import IndexedMatches, Matches
+from cosegflow.ops import correlation, cycle_error, match, resize_flow, soft_argmax, warmup, warp
+from cosegflow.types import CycleError, IndexedMatches, Matches
 
 __all__ = [
+    "CycleError",
     "IndexedMatches",
     "Matches",
     "__version__",
     "correlation",
+    "cycle_error",
     "is_available",
     "match",
+    "resize_flow",
     "soft_argmax",
     "warmup",
     "warp",

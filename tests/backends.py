@@ -172,6 +172,11 @@ class Hostsim:
     def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
         return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes)
 
+    def cycle_error(self, flow_ab, flow_ba, deterministic=False):
+        from backends_cycle_error import CycleErrorFunction
+
+        return CycleErrorFunction.apply(flow_ab, flow_ba, deterministic)
+
 
 class Torch:
     """torch.ops.cosegflow on a device; takes and returns tensors of the CPU."""
@@ -196,6 +201,9 @@ class Torch:
 
     def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
         return self._run(torch.ops.cosegflow.match, fa, fb, mask_a, mask_b, beta, normalize, simple)
+
+    def cycle_error(self, flow_ab, flow_ba, deterministic=False):
+        return self._run(torch.ops.cosegflow.cycle_error, flow_ab, flow_ba)
 
 
 def get(name: str) -> Any:

@@ -2,8 +2,10 @@
 
 from cosegflow.ops._trust import warmup
 from cosegflow.ops.correlation import correlation
+from cosegflow.ops.cycle_error import cycle_error
 from cosegflow.ops.match import match
+from cosegflow.ops.resize_flow import resize_flow
 from cosegflow.ops.soft_argmax import soft_argmax
 from cosegflow.ops.warp import warp
 
-__all__ = ["correlation", "match", "soft_argmax", "warmup", "warp"]
+__all__ = ["correlation", "cycle_error", "match", "resize_flow", "soft_argmax", "warmup", "warp"]
