@@ -3,11 +3,11 @@
 // The gradient to flow runs over rows of the output; each point sums over the channels in vectors. The gradient to x is
 // summed into packed images: a band of rows of one belongs to one task, which goes over the points in raster order. So
 // nothing is atomic, and each sum has one order whatever the number of threads.
-#include <memory>
 #include <vector>
 
 #include "common/dispatch.h"
 #include "cosegflow/warp.h"
+#include "cpu/scratch_cpu.h"
 #include "cpu/warp_blocks_cpu.h"
 
 namespace cosegflow {
@@ -85,27 +85,27 @@ void backward(const WarpParams& p, const CpuRuntime& runtime) {
   const bool wants_flow = p.grad_flow.data != nullptr && p.mode != WarpMode::kNearest;
   if (!wants_x && !wants_flow) return;
   WarpBlocks<A> work(p);
-  std::unique_ptr<A[]> x_memory, grad_memory;
+  const size_t bytes = work.packed_bytes();
+  const Scratch scratch((wants_flow ? bytes : 0) + (wants_x ? bytes : 0));
+  A* x_memory = static_cast<A*>(scratch.data());
+  A* grad_memory = x_memory + (wants_flow ? bytes / sizeof(A) : 0);
   work.for_each_chunk([&] {
-    const int64_t elements = work.packed_images() * work.stride;
-    if (wants_flow && x_memory == nullptr) x_memory.reset(new A[elements]);
-    if (wants_x && grad_memory == nullptr) grad_memory.reset(new A[elements]);
     work.for_each_packed_row(runtime, [&] {
       return [&, rows = ChannelRows<T, A>(work.lanes(), p.width)](int64_t image, int64_t block, int64_t y) mutable {
         if (wants_flow) {
           pack_row(work.kernels, work.shape, border, rows, p.x, work.first_image + image, work.first_channel(block),
-                   work.channels(block), y, work.packed(x_memory.get(), image, block));
+                   work.channels(block), y, work.packed(x_memory, image, block));
         }
-        if (wants_x) clear_row(work.shape, y, work.packed(grad_memory.get(), image, block));
+        if (wants_x) clear_row(work.shape, y, work.packed(grad_memory, image, block));
       };
     });
-    if (wants_flow) flow_gradient<T>(work, runtime, static_cast<const A*>(x_memory.get()));
+    if (wants_flow) flow_gradient<T>(work, runtime, static_cast<const A*>(x_memory));
     if (!wants_x) return;
-    scatter<T>(work, runtime, grad_memory.get());
+    scatter<T>(work, runtime, grad_memory);
     work.for_each_packed_row(runtime, [&] {
       return [&](int64_t image, int64_t block, int64_t y) {
         unpack_row(work.kernels, work.shape, border, p.grad_x, work.first_image + image, work.first_channel(block),
-                   work.channels(block), y, work.packed(grad_memory.get(), image, block));
+                   work.channels(block), y, work.packed(grad_memory, image, block));
       };
     });
   });

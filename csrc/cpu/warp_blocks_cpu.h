@@ -10,7 +10,7 @@
 
 namespace cosegflow {
 
-constexpr int64_t kPackedBytes = 8 << 20;    // of the packed images of a chunk, at most
+constexpr int64_t kPackedBytes = 5 << 20;    // of the packed images of a chunk, at most
 constexpr int64_t kElementsPerTask = 16384;  // about what is worth another thread
 
 inline SampleGrid sample_grid(const WarpParams& p) {
@@ -40,11 +40,17 @@ struct WarpBlocks {
   int64_t first_channel(int64_t block) const { return (first_block + block) * lanes(); }
   int64_t channels(int64_t block) const { return std::min(lanes(), p.channels - first_channel(block)); }
 
-  // Calls body() for one chunk after another: some whole images, or some blocks of one.
+  int64_t fit() const { return std::max<int64_t>(1, kPackedBytes / static_cast<int64_t>(stride * sizeof(A))); }
+  int64_t images_at_once() const { return std::min(p.batch, std::max<int64_t>(1, fit() / blocks)); }
+  int64_t blocks_at_once() const { return std::min(blocks, fit()); }
+  // Of one set of packed images, which serves every chunk.
+  size_t packed_bytes() const { return images_at_once() * blocks_at_once() * stride * sizeof(A); }
+
+  // Calls body() for one chunk after another: some whole images, or some blocks of one. Where they end does not depend
+  // on the threads, and so no sum does.
   template <class Body>
   void for_each_chunk(Body&& body) {
-    const int64_t fit = std::max<int64_t>(1, kPackedBytes / static_cast<int64_t>(stride * sizeof(A)));
-    const int64_t images_at_once = std::max<int64_t>(1, fit / blocks), blocks_at_once = std::min(blocks, fit);
+    const int64_t images_at_once = this->images_at_once(), blocks_at_once = this->blocks_at_once();
     for (first_image = 0; first_image < p.batch; first_image += images_at_once) {
       images = std::min(images_at_once, p.batch - first_image);
       for (first_block = 0; first_block < blocks; first_block += blocks_at_once) {

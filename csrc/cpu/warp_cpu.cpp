@@ -2,12 +2,10 @@
 // from there (sample/sample_kernels.h): a tap of 16 channels is then one load of one cache line instead of 16 gathered
 // numbers, which pays for packing unless there are few points. For few points the taps are read where they lie, with
 // the math of common/warp_math.h, as on CUDA.
-#include <memory>
-#include <vector>
-
 #include "common/dispatch.h"
 #include "common/warp_math.h"
 #include "cosegflow/warp.h"
+#include "cpu/scratch_cpu.h"
 #include "cpu/warp_blocks_cpu.h"
 
 namespace cosegflow {
@@ -25,13 +23,13 @@ template <class T>
 void forward_packed(const WarpParams& p, const CpuRuntime& runtime) {
   using A = accumulate_t<T>;
   WarpBlocks<A> work(p);
-  std::unique_ptr<A[]> memory;
+  const Scratch scratch(work.packed_bytes());
+  A* memory = static_cast<A*>(scratch.data());
   work.for_each_chunk([&] {
-    if (memory == nullptr) memory.reset(new A[work.packed_images() * work.stride]);
     work.for_each_packed_row(runtime, [&] {
       return [&, rows = ChannelRows<T, A>(work.lanes(), p.width)](int64_t image, int64_t block, int64_t y) mutable {
         pack_row(work.kernels, work.shape, p.padding == WarpPadding::kBorder, rows, p.x, work.first_image + image,
-                 work.first_channel(block), work.channels(block), y, work.packed(memory.get(), image, block));
+                 work.first_channel(block), work.channels(block), y, work.packed(memory, image, block));
       };
     });
     const int64_t groups = (work.chunk_blocks + kBlocksPerTask - 1) / kBlocksPerTask;
@@ -46,7 +44,7 @@ void forward_packed(const WarpParams& p, const CpuRuntime& runtime) {
         const int64_t last = std::min(work.chunk_blocks, (group + 1) * kBlocksPerTask);
         for (int64_t block = group * kBlocksPerTask; block < last; ++block) {
           const int64_t first = work.first_channel(block), channels = work.channels(block);
-          work.kernels.sample(work.packed(memory.get(), image, block), work.shape.pitch(), line, p.out_width, channels,
+          work.kernels.sample(work.packed(memory, image, block), work.shape.pitch(), line, p.out_width, channels,
                               p.mode == WarpMode::kNearest, rows.write(p.out, b, first, channels, row));
           rows.finish(p.out, b, first, channels, row);
         }
