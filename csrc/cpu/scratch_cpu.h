@@ -11,23 +11,24 @@ namespace cosegflow {
 class Scratch {
  public:
   explicit Scratch(size_t bytes) {
-    Kept& kept = of_this_thread();
-    if (bytes > kKeptBytes || kept.in_use) {
-      own_.reset(new char[bytes + kAlignment]);
-      data_ = aligned(own_.get());
+    for (Kept& kept : of_this_thread()) {
+      if (bytes > kKeptBytes || kept.in_use) continue;
+      if (kept.bytes < bytes) {
+        kept.bytes = 0;
+        kept.memory.reset();
+        kept.memory.reset(new char[bytes + kAlignment]);
+        kept.bytes = bytes;
+      }
+      kept_ = &kept;
+      kept.in_use = true;
+      data_ = aligned(kept.memory.get());
       return;
     }
-    if (kept.bytes < bytes) {
-      kept.bytes = 0;
-      kept.memory.reset();
-      kept.memory.reset(new char[bytes + kAlignment]);
-      kept.bytes = bytes;
-    }
-    kept.in_use = in_use_ = true;
-    data_ = aligned(kept.memory.get());
+    own_.reset(new char[bytes + kAlignment]);
+    data_ = aligned(own_.get());
   }
   ~Scratch() {
-    if (in_use_) of_this_thread().in_use = false;
+    if (kept_ != nullptr) kept_->in_use = false;
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -41,8 +42,9 @@ class Scratch {
     size_t bytes = 0;
     bool in_use = false;
   };
-  static Kept& of_this_thread() {
-    static thread_local Kept kept;
+  using KeptOnes = Kept[2];  // what a task takes inside a call that has taken one itself
+  static KeptOnes& of_this_thread() {
+    static thread_local KeptOnes kept;
     return kept;
   }
   static void* aligned(char* p) {
@@ -51,7 +53,7 @@ class Scratch {
 
   std::unique_ptr<char[]> own_;
   void* data_ = nullptr;
-  bool in_use_ = false;
+  Kept* kept_ = nullptr;
 };
 
 }  // namespace cosegflow

@@ -5,13 +5,10 @@
 #include "common/dispatch.h"
 #include "common/warp_math.h"
 #include "cosegflow/warp.h"
-#include "cpu/scratch_cpu.h"
 #include "cpu/warp_blocks_cpu.h"
 
 namespace cosegflow {
 namespace {
-
-constexpr int64_t kBlocksPerTask = 4;  // share the points of a row
 
 void write_valid(const WarpParams& p, int64_t b, int64_t row, const bool* valid) {
   if (p.valid.data == nullptr) return;
@@ -19,36 +16,65 @@ void write_valid(const WarpParams& p, int64_t b, int64_t row, const bool* valid)
   for (int64_t i = 0; i < p.out_width; ++i) to[i * p.valid.stride[2]] = valid[i];
 }
 
-template <class T>
-void forward_packed(const WarpParams& p, const CpuRuntime& runtime) {
-  using A = accumulate_t<T>;
-  WarpBlocks<A> work(p);
+// One row of the output, of one block of channels.
+template <class T, class A>
+void sample_row(const WarpBlocks<A>& work, ChannelRows<T, A>& rows, const PointRow<A>& points, const A* image,
+                int64_t b, int64_t block, int64_t row) {
+  const WarpParams& p = work.p;
+  const int64_t first = work.first_channel(block), channels = work.channels(block);
+  work.kernels.sample(image, work.shape.pitch(), points, p.out_width, channels, p.mode == WarpMode::kNearest,
+                      rows.write(p.out, b, first, channels, row));
+  rows.finish(p.out, b, first, channels, row);
+  if (block == 0) write_valid(p, b, row, points.valid);
+}
+
+template <class T, class A>
+void forward_separately(const WarpBlocks<A>& work, const CpuRuntime& runtime) {
+  const WarpParams& p = work.p;
+  work.for_each_part(runtime, [&] {
+    struct Task {
+      const WarpBlocks<A>& work;
+      Scratch scratch;
+      PointRows<A> points;
+      ChannelRows<T, A> in, out;
+      void operator()(int64_t b, int64_t block, int64_t part, int64_t parts) {
+        const WarpParams& p = work.p;
+        A* image = static_cast<A*>(scratch.data());
+        const int64_t begin = p.out_height * part / parts, end = p.out_height * (part + 1) / parts;
+        work.pack_for(in, points, b, block, begin, end, image);
+        for (int64_t row = begin; row < end; ++row) {
+          sample_row(work, out, points.fill(b, row), image, b, block, row);
+        }
+      }
+    };
+    return Task{work, Scratch(work.stride * sizeof(A)), PointRows<A>(p.flow, p.out_width, sample_grid(p)),
+                ChannelRows<T, A>(work.lanes(), p.width), ChannelRows<T, A>(work.lanes(), p.out_width)};
+  });
+}
+
+template <class T, class A>
+void forward_together(WarpBlocks<A>& work, const CpuRuntime& runtime) {
+  const WarpParams& p = work.p;
   const Scratch scratch(work.packed_bytes());
   A* memory = static_cast<A*>(scratch.data());
   work.for_each_chunk([&] {
     work.for_each_packed_row(runtime, [&] {
-      return [&, rows = ChannelRows<T, A>(work.lanes(), p.width)](int64_t image, int64_t block, int64_t y) mutable {
-        pack_row(work.kernels, work.shape, p.padding == WarpPadding::kBorder, rows, p.x, work.first_image + image,
-                 work.first_channel(block), work.channels(block), y, work.packed(memory, image, block));
+      return [&, rows = ChannelRows<T, A>(work.lanes(), p.width)](int64_t b, int64_t block, int64_t y) mutable {
+        A* image = work.packed(memory, b, block);
+        if (y == 0) clear_outside(work.shape, 0, image);
+        work.pack(rows, b, block, y, image);
       };
     });
-    const int64_t groups = (work.chunk_blocks + kBlocksPerTask - 1) / kBlocksPerTask;
-    const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (p.out_width * work.lanes()));
-    parallel_for(runtime, work.images * groups * p.out_height, grain, [&](int64_t begin, int64_t end) {
+    const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (p.out_width * work.chunk_blocks * work.lanes()));
+    parallel_for(runtime, work.images * p.out_height, grain, [&](int64_t begin, int64_t end) {
       PointRows<A> points(p.flow, p.out_width, sample_grid(p));
       ChannelRows<T, A> rows(work.lanes(), p.out_width);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = i % p.out_height, group = i / p.out_height % groups, image = i / p.out_height / groups;
-        const int64_t b = work.first_image + image;
+        const int64_t b = work.first_image + i / p.out_height, row = i % p.out_height;
         const PointRow<A>& line = points.fill(b, row);
-        const int64_t last = std::min(work.chunk_blocks, (group + 1) * kBlocksPerTask);
-        for (int64_t block = group * kBlocksPerTask; block < last; ++block) {
-          const int64_t first = work.first_channel(block), channels = work.channels(block);
-          work.kernels.sample(work.packed(memory, image, block), work.shape.pitch(), line, p.out_width, channels,
-                              p.mode == WarpMode::kNearest, rows.write(p.out, b, first, channels, row));
-          rows.finish(p.out, b, first, channels, row);
+        for (int64_t block = work.first_block; block < work.first_block + work.chunk_blocks; ++block) {
+          sample_row(work, rows, line, work.packed(memory, b, block), b, block, row);
         }
-        if (work.first_block == 0 && group == 0) write_valid(p, b, row, line.valid);
       }
     });
   });
@@ -81,7 +107,8 @@ Status warp_forward_cpu(const WarpParams& p, const CpuRuntime& runtime) {
   return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
     if (2 * p.out_height * p.out_width >= p.height * p.width) {
-      forward_packed<T>(p, runtime);
+      WarpBlocks<accumulate_t<T>> work(p);
+      work.separately(runtime) ? forward_separately<T>(work, runtime) : forward_together<T>(work, runtime);
       return {};
     }
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (p.out_width * p.channels));

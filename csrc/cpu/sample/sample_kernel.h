@@ -75,9 +75,11 @@ CSF_INLINE void load_tile(const A* const* rows, int64_t begin, int64_t count, ce
 template <class A, int L>
 CSF_INLINE void store_tile(cell_t<A, L> (&m)[L], int64_t begin, int64_t count, int64_t channels, A* const* rows) {
   transpose<L>(m);
-  if (begin + L <= count && channels == L) {
+  if (begin + L <= count) {
 #pragma GCC unroll 16
-    for (int k = 0; k < L; ++k) store_cell<A, L>(rows[k] + begin, m[k]);
+    for (int k = 0; k < L; ++k) {
+      if (k < channels) store_cell<A, L>(rows[k] + begin, m[k]);
+    }
   } else {
     A block[L * L];
 #pragma GCC unroll 16
@@ -165,11 +167,27 @@ static void scatter(A* image, int64_t pitch, const PointRow<A>& points, int64_t 
   const uint32_t rows = static_cast<uint32_t>(end_row - begin_row);
   const int32_t first = static_cast<int32_t>(begin_row);
   for (int64_t begin = 0; begin < count; begin += L) {
-    bool any = false;
-    for (int i = 0; i < L; ++i) any |= static_cast<uint32_t>(points.cell_y[begin + i] - first + 1) <= rows;
+    bool any = false, all = !nearest;
+    for (int i = 0; i < L; ++i) {
+      const uint32_t row = static_cast<uint32_t>(points.cell_y[begin + i] - first);
+      any |= row + 1 <= rows;  // -1, whose lower taps are in row 0, wraps around to 0
+      all &= row < rows && row + 1 < rows;
+    }
     if (!any) continue;
     cell_t<A, L> grad[L];
     load_tile<A, L>(grads, begin, count, grad);
+    if (all) {
+#pragma GCC unroll 4
+      for (int i = 0; i < L; ++i) {
+        const int64_t p = begin + i;
+        A* at = image + first_tap<A, L>(points, pitch, p);
+        add_to<A, L>(at, points.weight[0][p], grad[i]);
+        add_to<A, L>(at + L, points.weight[1][p], grad[i]);
+        add_to<A, L>(at + pitch * L, points.weight[2][p], grad[i]);
+        add_to<A, L>(at + pitch * L + L, points.weight[3][p], grad[i]);
+      }
+      continue;
+    }
     for (int i = 0; i < L; ++i) {
       const int64_t p = begin + i;
       const uint32_t row = static_cast<uint32_t>(points.cell_y[p] - first);
@@ -191,33 +209,31 @@ static void scatter(A* image, int64_t pitch, const PointRow<A>& points, int64_t 
 }
 
 template <class A, int L>
-static void point_gradient(const A* image, int64_t block_stride, int64_t blocks, int64_t pitch,
-                           const PointRow<A>& points, int64_t count, const A* const* grads, A* sum_x, A* sum_y) {
+static void point_gradient(const A* image, int64_t pitch, const PointRow<A>& points, int64_t count,
+                           const A* const* grads, A* sum_x, A* sum_y) {
   using Cell = cell_t<A, L>;
   for (int64_t begin = 0; begin < count; begin += L) {
-    Cell by_x[L] = {}, by_y[L] = {};  // of each point, over the channels of each lane
-    for (int64_t block = 0; block < blocks; ++block) {
-      Cell grad[L];
-      load_tile<A, L>(grads + block * L, begin, count, grad);
-      for (int i = 0; i < L; ++i) {
-        const int64_t p = begin + i;
-        const A* at = image + block * block_stride + first_tap<A, L>(points, pitch, p);
-        const A wx = points.wx[p], wy = points.wy[p];
-        const Cell v0 = load_cell<A, L>(at), v1 = load_cell<A, L>(at + L);
-        const Cell v2 = load_cell<A, L>(at + pitch * L), v3 = load_cell<A, L>(at + pitch * L + L);
-        by_x[i] += grad[i] * ((v1 - v0) * (A(1) - wy) + (v3 - v2) * wy);
-        by_y[i] += grad[i] * ((v2 - v0) * (A(1) - wx) + (v3 - v1) * wx);
-      }
+    Cell grad[L], by_x[L], by_y[L];  // of each point, in the channel of each lane
+    load_tile<A, L>(grads, begin, count, grad);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      const int64_t p = begin + i;
+      const A* at = image + first_tap<A, L>(points, pitch, p);
+      const A wx = points.wx[p], wy = points.wy[p];
+      const Cell v0 = load_cell<A, L>(at), v1 = load_cell<A, L>(at + L);
+      const Cell v2 = load_cell<A, L>(at + pitch * L), v3 = load_cell<A, L>(at + pitch * L + L);
+      by_x[i] = grad[i] * ((v1 - v0) * (A(1) - wy) + (v3 - v2) * wy);
+      by_y[i] = grad[i] * ((v2 - v0) * (A(1) - wx) + (v3 - v1) * wx);
     }
     transpose<L>(by_x);
     transpose<L>(by_y);
     Cell total_x = {}, total_y = {};
     for (int k = 0; k < L; ++k) total_x += by_x[k], total_y += by_y[k];
-    for (int i = 0; i < L; ++i) {  // selected, because a gradient that came in may be NaN
-      const int64_t p = begin + i;
-      sum_x[p] = points.finite[p] ? total_x[i] * points.slope_x[p] : A(0);
-      sum_y[p] = points.finite[p] ? total_y[i] * points.slope_y[p] : A(0);
-    }
+    total_x *= load_cell<A, L>(points.slope_x + begin);
+    total_y *= load_cell<A, L>(points.slope_y + begin);
+    const auto finite = load_cell<A, L>(points.finite + begin) != A(0);  // selected: a gradient that came in may be NaN
+    store_cell<A, L>(sum_x + begin, finite ? total_x : Cell{});
+    store_cell<A, L>(sum_y + begin, finite ? total_y : Cell{});
   }
 }
 
@@ -291,9 +307,8 @@ static void fill_points(const PointRow<A>& out, int64_t row, int64_t count, cons
     store_cell<A, V::lanes>(out.wy + begin, wy);
     store_cell<A, V::lanes>(out.slope_x + begin, slope_x);
     store_cell<A, V::lanes>(out.slope_y + begin, slope_y);
-    const typename V::bytes are_finite = __builtin_convertvector(finite, typename V::bytes) & 1;
     const typename V::bytes are_valid = __builtin_convertvector(valid, typename V::bytes) & 1;
-    __builtin_memcpy(out.finite + begin, &are_finite, V::lanes);
+    store_cell<A, V::lanes>(out.finite + begin, finite ? Real{} + A(1) : Real{});
     __builtin_memcpy(out.valid + begin, &are_valid, V::lanes);
   }
 }

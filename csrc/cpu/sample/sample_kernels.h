@@ -42,7 +42,8 @@ struct PointRow {
   A* weight[4] = {nullptr, nullptr, nullptr, nullptr};  // top left, top right, bottom left, bottom right
   A *wx = nullptr, *wy = nullptr;                       // the fractions to the next column and row
   A *slope_x = nullptr, *slope_y = nullptr;             // 0 where padding or rounding holds the point, else 1
-  bool *finite = nullptr, *valid = nullptr;
+  A* finite = nullptr;                                  // 1 or 0
+  bool* valid = nullptr;
 };
 
 constexpr int64_t kRowStep = 16;   // the lanes of the widest vector
@@ -62,10 +63,10 @@ struct CellKernels {
   // image += the shares of grads[k][i], in rows [begin, end) of the packed image. `grads` has `lanes` pointers.
   void (*scatter)(A* image, int64_t pitch, const PointRow<A>&, int64_t count, bool nearest, int64_t begin, int64_t end,
                   const A* const* grads);
-  // sum_x[i], sum_y[i] = the gradient to point i from `blocks` packed images, `block_stride` elements apart.
-  // `grads` has blocks * lanes pointers; sum_x and sum_y have a multiple of kRowStep elements.
-  void (*point_gradient)(const A* image, int64_t block_stride, int64_t blocks, int64_t pitch, const PointRow<A>&,
-                         int64_t count, const A* const* grads, A* sum_x, A* sum_y);
+  // sum_x[i], sum_y[i] = the gradient to point i from these channels. `grads` has `lanes` pointers; sum_x and sum_y
+  // have a multiple of kRowStep elements.
+  void (*point_gradient)(const A* image, int64_t pitch, const PointRow<A>&, int64_t count, const A* const* grads,
+                         A* sum_x, A* sum_y);
 };
 
 template <class A>

@@ -50,13 +50,13 @@ class PointRows {
 
  private:
   void lay_out(Arena& arena) {
-    for (A** array : {&points_.flow_x, &points_.flow_y, &points_.weight[0], &points_.weight[1], &points_.weight[2],
-                      &points_.weight[3], &points_.wx, &points_.wy, &points_.slope_x, &points_.slope_y}) {
+    for (A** array :
+         {&points_.flow_x, &points_.flow_y, &points_.weight[0], &points_.weight[1], &points_.weight[2],
+          &points_.weight[3], &points_.wx, &points_.wy, &points_.slope_x, &points_.slope_y, &points_.finite}) {
       *array = arena.take<A>(padded_);
     }
     points_.cell_x = arena.take<int32_t>(padded_);
     points_.cell_y = arena.take<int32_t>(padded_);
-    points_.finite = arena.take<bool>(padded_);
     points_.valid = arena.take<bool>(padded_);
   }
 
@@ -118,13 +118,20 @@ class ChannelRows {
   std::vector<A> zeros_, copies_;
 };
 
-// Packs row y of an image, and the cells around that belong to it.
+// Zeroes what the points that read nothing read, and the cell to the left of row y, the first that is packed.
+template <class A>
+void clear_outside(const PackedShape& shape, int64_t y, A* image) {
+  const int64_t line = shape.pitch() * shape.lanes;
+  std::fill(image, image + 2 * line, A(0));
+  std::fill(image + (y + 2) * line, image + (y + 2) * line + shape.lanes, A(0));
+}
+
+// Packs row y of an image, and the cells to the right of it, and below the last row.
 template <class T, class A>
 void pack_row(const CellKernels<A>& kernels, const PackedShape& shape, bool border, ChannelRows<T, A>& rows,
               const View4& x, int64_t b, int64_t first, int64_t channels, int64_t y, A* image) {
   const int64_t line = shape.pitch() * shape.lanes, cell = shape.lanes;
   A* to = image + (y + 2) * line + cell;
-  if (y == 0) std::fill(image, to, A(0));
   if (std::is_same_v<T, A> && x.stride[1] == 1 && channels == cell) {  // channels_last
     const T* from = plane_row<const T>(x, b, first, y);
     for (int64_t i = 0; i < shape.width; ++i) {
@@ -143,7 +150,7 @@ void pack_row(const CellKernels<A>& kernels, const PackedShape& shape, bool bord
   }
 }
 
-// Zeroes row y of a packed image, and the cells around that belong to it.
+// Zeroes row y of a packed gradient, and the cells around that belong to it.
 template <class A>
 void clear_row(const PackedShape& shape, int64_t y, A* image) {
   const int64_t line = shape.pitch() * shape.lanes;
