@@ -98,7 +98,7 @@ void backward_separately(const WarpBlocks<A>& work, const CpuRuntime& runtime, W
   A* partial = static_cast<A*>(sums.data());
   work.for_each_part(runtime, [&] { return BackwardTask<T, A>(work, wants, partial); });
   if (!wants.flow) return;
-  const int64_t grain = std::max<int64_t>(1, 8 * kElementsPerTask / (line * work.blocks));
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (line * work.blocks));
   parallel_for(runtime, p.batch * p.out_height, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / p.out_height, row = i % p.out_height;

@@ -18,7 +18,7 @@ namespace cosegflow {
 
 constexpr int64_t kPackedBytes = 8 << 20;
 constexpr int64_t kOwnBytes = 16 << 20;  // of all threads' own packed images together, for each of x and its gradient
-constexpr int64_t kElementsPerTask = 16384;  // about what is worth another thread
+constexpr int64_t kElementsPerTask = 131072;  // about what is worth another thread
 
 inline SampleGrid sample_grid(const WarpParams& p) {
   return {p.height, p.width, p.mode == WarpMode::kNearest, p.padding == WarpPadding::kBorder};
