@@ -20,9 +20,8 @@ def _as_size(name: str, size: Sequence[int]) -> tuple[int, int]:
 
 def _flow_of_equal_content(size_a: tuple[int, int], size_b: tuple[int, int], like: Tensor) -> Tensor:
     """(2, Ha, Wa): the flow between two images of the same content: (x + 0.5) Wb / Wa - 0.5 - x, and so for y."""
-    pixels = reference.pixel_grid(*size_a, like)
-    scale = like.new_tensor((size_b[1] / size_a[1] - 1, size_b[0] / size_a[0] - 1)).reshape(2, 1, 1)
-    return (pixels + 0.5) * scale
+    x, y = reference.pixel_grid(*size_a, like)
+    return torch.stack(((x + 0.5) * (size_b[1] / size_a[1] - 1), (y + 0.5) * (size_b[0] / size_a[0] - 1)))
 
 
 def resize_flow(
@@ -61,5 +60,6 @@ def resize_flow(
     rest = flow - _flow_of_equal_content(old_a, old_b, flow)
     if new_a != old_a:
         rest = F.interpolate(rest, size=new_a, mode="bilinear", align_corners=False)
-    scale = flow.new_tensor((new_b[1] / old_b[1], new_b[0] / old_b[0])).reshape(2, 1, 1)
-    return rest * scale + _flow_of_equal_content(new_a, new_b, flow)
+    # Numbers, not a tensor of them: that would be a copy from the host, which no CUDA graph can capture.
+    rest = torch.stack((rest[:, 0] * (new_b[1] / old_b[1]), rest[:, 1] * (new_b[0] / old_b[0])), 1)
+    return rest + _flow_of_equal_content(new_a, new_b, flow)
