@@ -33,7 +33,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mode, padding", [("bilinear", "zeros"), ("bilinear", "border"), ("nearest", "zeros")])
-def test_values_do_not_depend_on_the_threads(shape, mode, padding):
+def test_bits_do_not_depend_on_the_threads(shape, mode, padding):
     batch, channels, height, width, ho, wo = shape
     x = torch.randn(batch, channels, height, width)
     centre = torch.tensor([width - wo, height - ho]).reshape(1, 2, 1, 1) / 2
