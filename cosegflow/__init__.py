@@ -2,17 +2,29 @@
 
 from cosegflow._library import is_available
 from cosegflow._version import __version__
-from cosegflow.ops import correlation, match, match_both, soft_argmax, warmup, warp
-from cosegflow.types import IndexedMatches, Matches
+from cosegflow.ops import (
+    correlation,
+    cycle_error,
+    match,
+    match_both,
+    resize_flow,
+    soft_argmax,
+    warmup,
+    warp,
+)
+from cosegflow.types import CycleError, IndexedMatches, Matches
 
 __all__ = [
+    "CycleError",
     "IndexedMatches",
     "Matches",
     "__version__",
     "correlation",
+    "cycle_error",
     "is_available",
     "match",
     "match_both",
+    "resize_flow",
     "soft_argmax",
     "warmup",
     "warp",

@@ -17,6 +17,16 @@ class Operators:
         need_flow: bool,
         deterministic: bool,
     ) -> tuple[Tensor, Tensor]: ...
+    def cycle_error(self, flow_ab: Tensor, flow_ba: Tensor) -> tuple[Tensor, Tensor]: ...
+    def cycle_error_backward(
+        self,
+        grad_error: Tensor,
+        flow_ab: Tensor,
+        flow_ba: Tensor,
+        need_ab: bool,
+        need_ba: bool,
+        deterministic: bool,
+    ) -> tuple[Tensor, Tensor]: ...
     def correlation(
         self, fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False, simple: bool = False
     ) -> Tensor: ...

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosegflow.types import Matches
+from cosegflow.types import CycleError, Matches
 
 NORM_EPS = 1e-12
 
@@ -149,3 +149,17 @@ def warp(x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros"
         bottom = tap(x0, y0 + 1) * (1 - wx) + tap(x0 + 1, y0 + 1) * wx
         out = torch.where(finite.unsqueeze(1), top * (1 - wy) + bottom * wy, 0.0)
     return out.to(x.dtype), valid
+
+
+def cycle_error(flow_ab: Tensor, flow_ba: Tensor) -> CycleError:
+    """error(p) = |flow_ab(p) + flow_ba(p + flow_ab(p))|; 0 where p + flow_ab(p) is outside or a flow is not finite."""
+    acc = accumulate_dtype(flow_ab.dtype)
+    ab, ba = flow_ab.to(acc), flow_ba.to(acc)
+    # Border padding: on the last column and row the tap beyond has weight 0 and enters no derivative either.
+    sampled, inside = warp(ba.detach(), ab.detach(), padding="border")
+    valid = inside & torch.isfinite(sampled).all(1)
+    ab = torch.where(valid.unsqueeze(1), ab, torch.nan)  # reads nothing, so that nothing not finite gets a gradient
+    total = torch.where(valid.unsqueeze(1), ab + warp(ba, ab, padding="border")[0], 0.0)
+    moved = (total != 0).any(1)
+    x, y = torch.where(moved.unsqueeze(1), total, 1.0).unbind(1)  # the length has no derivative at 0
+    return CycleError(torch.where(moved, torch.hypot(x, y), 0.0), valid)

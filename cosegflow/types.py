@@ -19,6 +19,15 @@ class Matches(NamedTuple):
     """(B, Ha, Wa), the largest matching probability, in [0, 1]; carries no gradient."""
 
 
+class CycleError(NamedTuple):
+    """How far each pixel of a ends from where it began, carried to b and back."""
+
+    error: Tensor
+    """(B, Ha, Wa), pixels of a; float32 (float64 for float64 flows); 0 where not valid."""
+    valid: Tensor
+    """(B, Ha, Wa) bool: the pixel's match lies in b, and both flows are finite there."""
+
+
 class IndexedMatches(NamedTuple):
     """`Matches` with the most probable target of each pixel."""
 

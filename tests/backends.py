@@ -177,6 +177,11 @@ class Hostsim:
 
         return MatchBoth.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes)
 
+    def cycle_error(self, flow_ab, flow_ba, deterministic=False):
+        from backends_cycle_error import CycleErrorFunction
+
+        return CycleErrorFunction.apply(flow_ab, flow_ba, deterministic)
+
 
 class Torch:
     """torch.ops.cosegflow on a device; takes and returns tensors of the CPU."""
@@ -204,6 +209,9 @@ class Torch:
 
     def match_both(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
         return self._run(torch.ops.cosegflow.match_both, fa, fb, mask_a, mask_b, beta, normalize, simple)
+
+    def cycle_error(self, flow_ab, flow_ba, deterministic=False):
+        return self._run(torch.ops.cosegflow.cycle_error, flow_ab, flow_ba)
 
 
 def get(name: str) -> Any:

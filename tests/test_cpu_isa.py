@@ -12,7 +12,8 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.parametrize("isa", ["avx2", "scalar"])
 def test_the_same_tests_pass(isa):
-    files = [str(TESTS / f"test_{op}.py") for op in ("match", "match_both", "correlation", "soft_argmax")]
+    names = ("match", "match_both", "correlation", "soft_argmax", "warp", "warp_cpu")
+    files = [str(TESTS / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     command += ["-k", "cpu and (masks or shapes or values or many_tiles or huge)"]
     environment = {**os.environ, "COSEGFLOW_CPU_ISA": isa, "COSEGFLOW_TEST_BACKENDS": "cpu"}

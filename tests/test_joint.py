@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from cosegflow.data.pair import Pair, collate_pairs
 from cosegflow.joint.backbones import Backbone, TinyBackbone, make_backbone
 from cosegflow.joint.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from cosegflow.joint.matcher import gate_mask, match_gated, resize_flow
+from cosegflow.joint.matcher import gate_mask, match_gated
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.module import JointModule, LossWeights, TrainConfig, random_flow
 from cosegflow.joint.predict import model_size, predict, predict_nearest, predict_untrained
@@ -71,26 +71,6 @@ def test_gated_matching_excludes_exactly_and_falls_back():
     assert float(at.detach().min()) >= 1 - 1e-5 and float(at.detach().max()) <= 2 + 1e-5
     found.flow[0][:, gate.source[0]].square().sum().backward()
     assert mask.grad is not None and bool(torch.isfinite(mask.grad).all())
-
-
-@pytest.mark.parametrize("size_b", [(60, 90), (64, 64)])
-def test_resize_flow_keeps_identical_content_identical(size_b: tuple[int, int]):
-    """Identical content on grids of different sizes: x' = (x + 0.5) s - 0.5, which is not zero flow."""
-    grid_a, grid_b, size_a = (4, 5), (6, 3), (40, 70)
-
-    def centres(rows: int, columns: int) -> torch.Tensor:
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        return torch.stack((x, y)).float() + 0.5
-
-    def same(a: tuple[int, int], b: tuple[int, int]) -> torch.Tensor:
-        scale = torch.tensor((b[1] / a[1], b[0] / a[0])).reshape(2, 1, 1)
-        return (centres(*a) * scale - centres(*a))[None]
-
-    full = resize_flow(same(grid_a, grid_b), size_a, size_b, grid_b)
-    torch.testing.assert_close(full, same(size_a, size_b), atol=1e-4, rtol=0)
-    shifted = same(grid_a, grid_b) + torch.tensor((1.0, 0.0)).reshape(1, 2, 1, 1)
-    moved = resize_flow(shifted, size_a, size_b, grid_b) - same(size_a, size_b)
-    torch.testing.assert_close(moved[0, 0], torch.full(size_a, size_b[1] / grid_b[1]), atol=1e-4, rtol=0)
 
 
 def test_backbones_keep_the_protocol():

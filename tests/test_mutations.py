@@ -38,6 +38,9 @@ BOTH_HOST = "csrc/cuda/match_both/match_both_forward_cuda.cu"
 BOTH_GRADIENT = "csrc/cuda/match_both/match_both_gradient_kernel.cuh"
 WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
 WARP_MATH = "csrc/common/warp_math.h"
+CYCLE = "tests/test_cycle_error.py::test_values_and_gradients[hostsim-False-dtype1-shape4]"
+CYCLE_MATH = "csrc/common/cycle_error_math.h"
+CYCLE_KERNELS = "csrc/cuda/cycle_error/cycle_error_kernels.cuh"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,14 @@ BUGS = [
         says="AddressSanitizer"),
     Bug("tap one pixel beyond the image", WARP_MATH, "&& x >= 0 && x < width &&", "&& x >= 0 && x <= width &&",
         op="warp", test=WARP),
+    Bug("gradient through the position forgotten", CYCLE_MATH,
+        "  grad_ab_y += grad_x * x_by_y + grad_y * y_by_y;\n", "", op="cycle_error", test=CYCLE),
+    Bug("flow carried back not checked for NaN", CYCLE_MATH,
+        "pixel.valid = (back_x - back_x == A(0)) && (back_y - back_y == A(0));", "pixel.valid = true;",
+        op="cycle_error", test=CYCLE),
+    Bug("second channel scattered into the first", CYCLE_KERNELS,
+        "atomicAdd(grad_ba + plane + taps.offset[k]", "atomicAdd(grad_ba + taps.offset[k]", op="cycle_error",
+        test=CYCLE),
 ]  # fmt: skip
 
 

@@ -27,6 +27,11 @@ def _warp():
     return (features(), flow)
 
 
+def _cycle_error():
+    ab, ba = (torch.randint(-2, 3, (2, 2, h, w)).double() for h, w in ((5, 6), (6, 4)))
+    return ab + 0.3 + 0.4 * torch.rand_like(ab), ba + torch.rand_like(ba)
+
+
 def _correlation():
     return (features(), features(height=2, width=5))
 
@@ -46,6 +51,10 @@ def _match_both():
 
 def _call_warp(x, flow):
     return cosegflow.warp(x, flow)
+
+
+def _call_cycle_error(flow_ab, flow_ba):
+    return cosegflow.cycle_error(flow_ab, flow_ba).error
 
 
 def _call_correlation(fa, fb):
@@ -68,6 +77,7 @@ def _call_match_both(fa, fb, mask_a, mask_b, beta):
 # name -> (inputs, public function of them, how many of the inputs are operator arguments, differentiable inputs)
 TABLE = {
     "warp": (_warp, _call_warp, (0, 1)),
+    "cycle_error": (_cycle_error, _call_cycle_error, (0, 1)),
     "correlation": (_correlation, _call_correlation, (0, 1)),
     "soft_argmax": (_soft_argmax, _call_soft_argmax, (0, 1, 2)),
     "match": (_match, _call_match, (0, 1, 3, 4)),
@@ -113,6 +123,7 @@ def test_opcheck_forward(name):
 
 BACKWARD_ARGUMENTS = {
     "warp": lambda i: (torch.randn(2, 5, 5, 6).double(), *i, "bilinear", "zeros", True, True, False),
+    "cycle_error": lambda i: (torch.randn(2, 5, 6).double(), *i, True, True, False),
     "correlation": lambda i: (
         torch.randn(2, 4, 3, 2, 5).double(), *i, torch.ops.cosegflow.correlation(*i, True, True).detach(), True, True,
         False, True, True,

@@ -113,32 +113,3 @@ def match_gated(
         torch.where(open_, found.confidence, fallback.confidence),
         torch.where(open_, similarity, fallback.similarity),
     )
-
-
-def resize_flow(flow: Tensor, size_a: tuple[int, int], size_b: tuple[int, int], grid_b: tuple[int, int]) -> Tensor:
-    """Flow (B, 2, ha, wa) between grids, converted to (B, 2, *size_a) in pixels of images of size_a and size_b.
-
-    Pixel centres convert as x' = (x + 0.5) s - 0.5, each image by its own scale; so it is absolute positions, not
-    displacements, that are scaled and resampled. Beyond the outermost cells half a cell is extrapolated.
-
-    Args:
-        flow: on a's grid, in cells; points into a grid of `grid_b` (h, w).
-        size_a, size_b: (H, W) of the images.
-        grid_b: (h, w) of b's grid.
-    """
-    height, width = flow.shape[-2:]
-
-    def points(rows: int, columns: int) -> Tensor:
-        ys = torch.arange(rows, dtype=flow.dtype, device=flow.device)
-        xs = torch.arange(columns, dtype=flow.dtype, device=flow.device)
-        return torch.stack((xs.expand(rows, columns), ys[:, None].expand(rows, columns)))
-
-    # What is resampled is the rest over the linear map between the grids, so that edges stay right.
-    scale = flow.new_tensor((size_b[1] / grid_b[1], size_b[0] / grid_b[0])).reshape(2, 1, 1)
-    target = (points(height, width) + flow + 0.5) * scale - 0.5
-    ratio = flow.new_tensor((size_b[1] / width, size_b[0] / height)).reshape(2, 1, 1)
-    linear = (points(height, width) + 0.5) * ratio - 0.5
-    residual = F.interpolate(target - linear, size=size_a, mode="bilinear", align_corners=False)
-    ratio_full = flow.new_tensor((size_b[1] / size_a[1], size_b[0] / size_a[0])).reshape(2, 1, 1)
-    full = points(*size_a)
-    return residual + (full + 0.5) * ratio_full - 0.5 - full

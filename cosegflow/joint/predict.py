@@ -8,7 +8,7 @@ from torch import Tensor
 
 import cosegflow
 from cosegflow.joint.losses import match_level
-from cosegflow.joint.matcher import Gate, Matching, match_gated, resize_flow
+from cosegflow.joint.matcher import Gate, Matching, match_gated
 from cosegflow.joint.model import JointModel
 
 
@@ -52,7 +52,7 @@ def _assemble(
 ) -> Prediction:
     size_a, size_b = _size(image_a), _size(image_b)
     return Prediction(
-        resize_flow(ab.flow, size_a, size_b, grid_b),
+        cosegflow.resize_flow(ab.flow, size_a, size_b, from_size_b=grid_b),
         masks[0].clamp(0, 1),
         masks[1].clamp(0, 1),
         _full(ab.confidence, size_a).clamp(0, 1),

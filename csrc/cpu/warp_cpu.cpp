@@ -1,113 +1,104 @@
-// warp on the CPU. The math is common/warp_math.h, as on CUDA; here the loops are arranged for caches and threads.
-//
-// Forward and the gradient to flow run over rows of the output: the taps of a row are formed once and reused for every
-// channel. The gradient to x runs over planes of x, in groups that share the taps: a plane belongs to one thread, so
-// nothing is atomic and the result does not depend on the number of threads.
-#include <vector>
-
+// warp on the CPU, forward. A few channels at a time are packed so that a pixel's values lie side by side, and sampled
+// from there (sample/sample_kernels.h): a tap of 16 channels is then one load of one cache line instead of 16 gathered
+// numbers, which pays for packing unless there are few points. For few points the taps are read where they lie, with
+// the math of common/warp_math.h, as on CUDA.
 #include "common/dispatch.h"
 #include "common/warp_math.h"
 #include "cosegflow/warp.h"
-#include "cpu/runtime_cpu.h"
+#include "cpu/warp_blocks_cpu.h"
 
 namespace cosegflow {
 namespace {
 
-constexpr int64_t kPlanesPerGroup = 8;
-constexpr int64_t kPixelsPerTask = 2048;
-
-template <class T>
-T* plane(const View4& view, int64_t b, int64_t c) {
-  return static_cast<T*>(view.data) + b * view.stride[0] + c * view.stride[1];
-}
-
-// The points and taps of one row of the output.
-template <class A>
-struct RowOfTaps {
-  std::vector<WarpPoint<A>> points;
-  std::vector<WarpTaps<A>> taps;
-
-  void fill(const WarpParams& p, const View4& target, int64_t b, int64_t row) {
-    points.resize(p.out_width);
-    taps.resize(p.out_width);
-    const A* flow_x = plane<A>(p.flow, b, 0) + row * p.flow.stride[2];
-    const A* flow_y = flow_x + p.flow.stride[1];
-    for (int64_t column = 0; column < p.out_width; ++column) {
-      const int64_t offset = column * p.flow.stride[3];
-      points[column] = warp_point(flow_x[offset], flow_y[offset], column, row, p.width, p.height, p.mode, p.padding);
-      taps[column] = warp_taps(points[column], p.width, p.height, target.stride[3], target.stride[2], p.padding);
-    }
-  }
-};
-
-template <class T>
-void forward_row(const WarpParams& p, RowOfTaps<accumulate_t<T>>& line, int64_t b, int64_t row) {
-  line.fill(p, p.x, b, row);
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const T* x = plane<const T>(p.x, b, c);
-    T* out = plane<T>(p.out, b, c) + row * p.out.stride[2];
-    for (int64_t column = 0; column < p.out_width; ++column) {
-      out[column * p.out.stride[3]] = from_float<T>(warp_sample(line.taps[column], x));
-    }
-  }
+void write_valid(const WarpParams& p, int64_t b, int64_t row, const bool* valid) {
   if (p.valid.data == nullptr) return;
-  bool* valid = static_cast<bool*>(p.valid.data) + b * p.valid.stride[0] + row * p.valid.stride[1];
-  for (int64_t column = 0; column < p.out_width; ++column) {
-    valid[column * p.valid.stride[2]] = line.points[column].valid;
-  }
+  bool* to = static_cast<bool*>(p.valid.data) + b * p.valid.stride[0] + row * p.valid.stride[1];
+  for (int64_t i = 0; i < p.out_width; ++i) to[i * p.valid.stride[2]] = valid[i];
 }
 
-template <class T>
-void backward_flow_row(const WarpParams& p, RowOfTaps<accumulate_t<T>>& line, int64_t b, int64_t row) {
-  using A = accumulate_t<T>;
-  line.fill(p, p.x, b, row);
-  A* grad_x = plane<A>(p.grad_flow, b, 0) + row * p.grad_flow.stride[2];
-  A* grad_y = grad_x + p.grad_flow.stride[1];
-  const int64_t step = p.grad_flow.stride[3];
-  for (int64_t column = 0; column < p.out_width; ++column) grad_x[column * step] = grad_y[column * step] = A(0);
-  for (int64_t c = 0; c < p.channels; ++c) {
-    const T* x = plane<const T>(p.x, b, c);
-    const T* grad_out = plane<const T>(p.grad_out, b, c) + row * p.grad_out.stride[2];
-    for (int64_t column = 0; column < p.out_width; ++column) {
-      if (!line.points[column].finite) continue;  // gradient 0 even where the incoming one is NaN
-      const A g = to_float(grad_out[column * p.grad_out.stride[3]]);
-      A d_x, d_y;
-      warp_sample_gradient(line.points[column], line.taps[column], x, d_x, d_y);
-      grad_x[column * step] += g * d_x;
-      grad_y[column * step] += g * d_y;
-    }
-  }
+// One row of the output, of one block of channels.
+template <class T, class A>
+void sample_row(const WarpBlocks<A>& work, ChannelRows<T, A>& rows, const PointRow<A>& points, const A* image,
+                int64_t b, int64_t block, int64_t row) {
+  const WarpParams& p = work.p;
+  const int64_t first = work.first_channel(block), channels = work.channels(block);
+  work.kernels.sample(image, work.shape.pitch(), points, p.out_width, channels, p.mode == WarpMode::kNearest,
+                      rows.write(p.out, b, first, channels, row));
+  rows.finish(p.out, b, first, channels, row);
+  if (block == 0) write_valid(p, b, row, points.valid);
 }
 
-template <class T>
-void backward_x_group(const WarpParams& p, RowOfTaps<accumulate_t<T>>& line, int64_t b, int64_t first, int64_t end) {
-  using A = accumulate_t<T>;
-  for (int64_t c = first; c < end; ++c) std::fill_n(plane<A>(p.grad_x, b, c), p.height * p.width, A(0));
-  for (int64_t row = 0; row < p.out_height; ++row) {
-    line.fill(p, p.grad_x, b, row);
-    for (int64_t c = first; c < end; ++c) {
-      const T* grad_out = plane<const T>(p.grad_out, b, c) + row * p.grad_out.stride[2];
-      A* grad_x = plane<A>(p.grad_x, b, c);
-      for (int64_t column = 0; column < p.out_width; ++column) {
-        const A g = to_float(grad_out[column * p.grad_out.stride[3]]);
-        const WarpTaps<A>& taps = line.taps[column];
-        for (int k = 0; k < 4; ++k) {
-          if (taps.inside[k]) grad_x[taps.offset[k]] += taps.weight[k] * g;
+template <class T, class A>
+void forward_separately(const WarpBlocks<A>& work, const CpuRuntime& runtime) {
+  const WarpParams& p = work.p;
+  work.for_each_part(runtime, [&] {
+    struct Task {
+      const WarpBlocks<A>& work;
+      Scratch scratch;
+      PointRows<A> points;
+      ChannelRows<T, A> in, out;
+      void operator()(int64_t b, int64_t block, int64_t part, int64_t parts) {
+        const WarpParams& p = work.p;
+        A* image = static_cast<A*>(scratch.data());
+        const int64_t begin = p.out_height * part / parts, end = p.out_height * (part + 1) / parts;
+        work.pack_for(in, points, b, block, begin, end, image);
+        for (int64_t row = begin; row < end; ++row) {
+          sample_row(work, out, points.fill(b, row), image, b, block, row);
         }
       }
-    }
-  }
+    };
+    return Task{work, Scratch(work.stride * sizeof(A)), PointRows<A>(p.flow, p.out_width, sample_grid(p)),
+                ChannelRows<T, A>(work.lanes(), p.width), ChannelRows<T, A>(work.lanes(), p.out_width)};
+  });
 }
 
-// Calls body(b, row) for every row of the output, in parallel, with scratch for the taps.
-template <class A, class Body>
-void for_each_row(const WarpParams& p, const CpuRuntime& runtime, Body&& body) {
-  const int64_t cost = p.out_width * p.channels;  // of a row
-  parallel_for(runtime, p.batch * p.out_height, std::max<int64_t>(1, kPixelsPerTask / std::max<int64_t>(1, cost)),
-               [&](int64_t begin, int64_t end) {
-                 RowOfTaps<A> line;
-                 for (int64_t i = begin; i < end; ++i) body(line, i / p.out_height, i % p.out_height);
-               });
+template <class T, class A>
+void forward_together(WarpBlocks<A>& work, const CpuRuntime& runtime) {
+  const WarpParams& p = work.p;
+  const Scratch scratch(work.packed_bytes());
+  A* memory = static_cast<A*>(scratch.data());
+  work.for_each_chunk([&] {
+    work.for_each_packed_row(runtime, [&] {
+      return [&, rows = ChannelRows<T, A>(work.lanes(), p.width)](int64_t b, int64_t block, int64_t y) mutable {
+        A* image = work.packed(memory, b, block);
+        if (y == 0) clear_outside(work.shape, 0, image);
+        work.pack(rows, b, block, y, image);
+      };
+    });
+    const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (p.out_width * work.chunk_blocks * work.lanes()));
+    parallel_for(runtime, work.images * p.out_height, grain, [&](int64_t begin, int64_t end) {
+      PointRows<A> points(p.flow, p.out_width, sample_grid(p));
+      ChannelRows<T, A> rows(work.lanes(), p.out_width);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t b = work.first_image + i / p.out_height, row = i % p.out_height;
+        const PointRow<A>& line = points.fill(b, row);
+        for (int64_t block = work.first_block; block < work.first_block + work.chunk_blocks; ++block) {
+          sample_row(work, rows, line, work.packed(memory, b, block), b, block, row);
+        }
+      }
+    });
+  });
+}
+
+template <class T>
+void forward_row(const WarpParams& p, int64_t b, int64_t row) {
+  using A = accumulate_t<T>;
+  const A* flow_x = plane_row<const A>(p.flow, b, 0, row);
+  const A* flow_y = plane_row<const A>(p.flow, b, 1, row);
+  for (int64_t column = 0; column < p.out_width; ++column) {
+    const int64_t offset = column * p.flow.stride[3];
+    const WarpPoint<A> point =
+        warp_point(flow_x[offset], flow_y[offset], column, row, p.width, p.height, p.mode, p.padding);
+    const WarpTaps<A> taps = warp_taps(point, p.width, p.height, p.x.stride[3], p.x.stride[2], p.padding);
+    for (int64_t c = 0; c < p.channels; ++c) {
+      plane_row<T>(p.out, b, c, row)[column * p.out.stride[3]] =
+          from_float<T>(warp_sample(taps, plane_row<const T>(p.x, b, c, 0)));
+    }
+    if (p.valid.data != nullptr) {
+      static_cast<bool*>(p.valid.data)[b * p.valid.stride[0] + row * p.valid.stride[1] + column * p.valid.stride[2]] =
+          point.valid;
+    }
+  }
 }
 
 }  // namespace
@@ -115,27 +106,14 @@ void for_each_row(const WarpParams& p, const CpuRuntime& runtime, Body&& body) {
 Status warp_forward_cpu(const WarpParams& p, const CpuRuntime& runtime) {
   return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
-    for_each_row<accumulate_t<T>>(p, runtime,
-                                  [&](auto& line, int64_t b, int64_t row) { forward_row<T>(p, line, b, row); });
-    return {};
-  });
-}
-
-Status warp_backward_cpu(const WarpParams& p, const CpuRuntime& runtime) {
-  return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
-    using T = typename decltype(tag)::type;
-    using A = accumulate_t<T>;
-    if (p.grad_flow.data != nullptr) {
-      for_each_row<A>(p, runtime, [&](auto& line, int64_t b, int64_t row) { backward_flow_row<T>(p, line, b, row); });
+    if (2 * p.out_height * p.out_width >= p.height * p.width) {
+      WarpBlocks<accumulate_t<T>> work(p);
+      work.separately(runtime) ? forward_separately<T>(work, runtime) : forward_together<T>(work, runtime);
+      return {};
     }
-    if (p.grad_x.data == nullptr) return {};
-    const int64_t groups = (p.channels + kPlanesPerGroup - 1) / kPlanesPerGroup;
-    parallel_for(runtime, p.batch * groups, 1, [&](int64_t begin, int64_t end) {
-      RowOfTaps<A> line;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i % groups * kPlanesPerGroup;
-        backward_x_group<T>(p, line, i / groups, first, std::min(p.channels, first + kPlanesPerGroup));
-      }
+    const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (p.out_width * p.channels));
+    parallel_for(runtime, p.batch * p.out_height, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) forward_row<T>(p, i / p.out_height, i % p.out_height);
     });
     return {};
   });

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/tile/isa.h"
 #include "cpu/tile/tile_kernels.h"
 
 namespace cosegflow {
@@ -60,5 +61,7 @@ const TileKernels<double>& tile_kernels<double>() {
   return kScalarDouble;
 }
 #endif
+
+int chosen_isa() { return chosen(); }
 
 }  // namespace cosegflow

@@ -1,0 +1,34 @@
+// cycle_error: how far a pixel of a ends from where it began, carried to b and back. See docs/ops/cycle_error.md.
+#pragma once
+
+#include "cosegflow/types.h"
+
+namespace cosegflow {
+
+struct CycleErrorParams {
+  int64_t batch = 0;
+  int64_t height_a = 0, width_a = 0;  // of flow_ab, error and valid
+  int64_t height_b = 0, width_b = 0;  // of flow_ba
+  bool deterministic = false;         // backward on CUDA: bit-equal from run to run, slower
+
+  View4 flow_ab;  // (B, 2, Ha, Wa), any floating type, pixels; non-finite counts as outside
+  View4 flow_ba;  // (B, 2, Hb, Wb), the type of flow_ab
+
+  // forward
+  View3 error;  // (B, Ha, Wa), accumulate_type(flow_ab)
+  View3 valid;  // (B, Ha, Wa) bool; optional
+
+  // backward
+  View3 grad_error;  // (B, Ha, Wa), the type of error
+  View4 grad_ab;     // (B, 2, Ha, Wa), the type of error; overwritten; null where not wanted
+  View4 grad_ba;     // (B, 2, Hb, Wb) contiguous, the type of error; overwritten; null where not wanted
+};
+
+// No workspace is needed.
+COSEGFLOW_API Status cycle_error_forward_cpu(const CycleErrorParams&, const CpuRuntime&);
+COSEGFLOW_API Status cycle_error_backward_cpu(const CycleErrorParams&, const CpuRuntime&);
+
+COSEGFLOW_API Status cycle_error_forward_cuda(const CycleErrorParams&, Stream);
+COSEGFLOW_API Status cycle_error_backward_cuda(const CycleErrorParams&, Stream);
+
+}  // namespace cosegflow
