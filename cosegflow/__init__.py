@@ -2,7 +2,7 @@
 
 from cosegflow._library import is_available
 from cosegflow._version import __version__
-from cosegflow.ops import correlation, match, soft_argmax, warmup, warp
+from cosegflow.ops import correlation, local_correlation, match, soft_argmax, warmup, warp
 from cosegflow.types import IndexedMatches, Matches
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "__version__",
     "correlation",
     "is_available",
+    "local_correlation",
     "match",
     "soft_argmax",
     "warmup",

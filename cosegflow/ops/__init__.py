@@ -2,8 +2,9 @@
 
 from cosegflow.ops._trust import warmup
 from cosegflow.ops.correlation import correlation
+from cosegflow.ops.local_correlation import local_correlation
 from cosegflow.ops.match import match
 from cosegflow.ops.soft_argmax import soft_argmax
 from cosegflow.ops.warp import warp
 
-__all__ = ["correlation", "match", "soft_argmax", "warmup", "warp"]
+__all__ = ["correlation", "local_correlation", "match", "soft_argmax", "warmup", "warp"]
