@@ -14,6 +14,7 @@ if shutil.which("g++") is None:
 
 HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16]"  # the tensor-core kernel
 SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32]"  # the FMA kernel
+LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 
 # Without torch, so that the sanitizer build can run them.
@@ -33,6 +34,9 @@ FORWARD = "csrc/cuda/match/match_forward_kernel.cuh"
 COMMON = "csrc/cuda/match/match_common.cuh"
 WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
 WARP_MATH = "csrc/common/warp_math.h"
+WINDOW_MATH = "csrc/common/window_math.h"
+LOCAL_TILE = "csrc/cuda/local_correlation/local_correlation_tile_kernel.cuh"
+LOCAL_SIMPLE = "csrc/cuda/local_correlation/local_correlation_simple_kernels.cuh"
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,14 @@ BUGS = [
         says="AddressSanitizer"),
     Bug("tap one pixel beyond the image", WARP_MATH, "&& x >= 0 && x < width &&", "&& x >= 0 && x <= width &&",
         op="warp", test=WARP),
+    Bug("barrier dropped before the halo is overwritten", LOCAL_TILE, "    }\n    __syncthreads();\n  }\n", "    }\n  }\n",
+        op="local_correlation", test=LOCAL.format("grid")),
+    Bug("halo one pixel off", LOCAL_TILE, "x0 + shift_x - radius,", "x0 + shift_x - radius + 1,",
+        op="local_correlation", test=LOCAL.format("grid")),
+    Bug("offsets not mirrored for the other side", LOCAL_SIMPLE, "t.x + radius - j", "t.x - radius + j",
+        op="local_correlation", test=LOCAL.format("grid")),
+    Bug("slope of the flow with the wrong sign", WINDOW_MATH, "return {A(-1), A(1)};", "return {A(1), A(-1)};",
+        op="local_correlation", test=LOCAL.format("flow")),
 ]  # fmt: skip
 
 

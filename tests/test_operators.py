@@ -40,6 +40,11 @@ def _match():
     return (features(), features(height=2, width=5), mask_a, soft_mask(2, 2, 5), torch.tensor([3.0, -2.0]).double())
 
 
+def _local_correlation():
+    flow = torch.randint(-2, 3, (2, 2, 4, 3)).double() + 0.3 + 0.4 * torch.rand(2, 2, 4, 3, dtype=torch.float64)
+    return (features(), features(height=3, width=5), flow)
+
+
 def _call_warp(x, flow):
     return cosegflow.warp(x, flow)
 
@@ -56,14 +61,20 @@ def _call_match(fa, fb, mask_a, mask_b, beta):
     return cosegflow.match(fa, fb, mask_a, mask_b, beta=beta)[:2]
 
 
+def _call_local_correlation(fa, fb, flow):
+    return cosegflow.local_correlation(fa, fb, 1, flow, normalize=True)
+
+
 # name -> (inputs, public function of them, how many of the inputs are operator arguments, differentiable inputs)
 TABLE = {
     "warp": (_warp, _call_warp, (0, 1)),
     "correlation": (_correlation, _call_correlation, (0, 1)),
     "soft_argmax": (_soft_argmax, _call_soft_argmax, (0, 1, 2)),
     "match": (_match, _call_match, (0, 1, 3, 4)),
+    "local_correlation": (_local_correlation, _call_local_correlation, (0, 1, 2)),
 }
 ALL = pytest.mark.parametrize("name", TABLE)
+FURTHER_ARGUMENTS = {"local_correlation": (1, True)}  # of the operator, without defaults, after the inputs
 
 
 def differentiable(name):
@@ -98,7 +109,8 @@ def test_gradgradcheck(name):
 @ALL
 def test_opcheck_forward(name):
     _, inputs = differentiable(name)
-    torch.library.opcheck(getattr(torch.ops.cosegflow, name).default, tuple(inputs))
+    arguments = (*inputs, *FURTHER_ARGUMENTS.get(name, ()))
+    torch.library.opcheck(getattr(torch.ops.cosegflow, name).default, arguments)
 
 
 BACKWARD_ARGUMENTS = {
@@ -115,6 +127,7 @@ BACKWARD_ARGUMENTS = {
         torch.randn(2, 2, 4, 3).double(), torch.randn(2, 4, 3).double(), *i,
         *(o.detach() for o in torch.ops.cosegflow.match(*i)[:2]), True, False, True, True, True, True,
     ),
+    "local_correlation": lambda i: (torch.randn(2, 9, 4, 3).double(), *i, 1, True, False, True, True, True),
 }  # fmt: skip
 
 

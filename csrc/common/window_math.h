@@ -20,7 +20,7 @@ namespace cosegflow {
 // The window's first column and row, and the fractions to the next ones.
 template <class A>
 struct WindowPoint {
-  int64_t x, y;
+  int x, y;
   A wx, wy;
   bool finite;
 };
@@ -40,8 +40,8 @@ CSF_HD WindowPoint<A> window_point(A flow_x, A flow_y, int64_t column, int64_t r
   px = px < -reach ? -reach : px > last_x ? last_x : px;
   py = py < -reach ? -reach : py > last_y ? last_y : py;
   const A floor_x = std::floor(px), floor_y = std::floor(py);
-  point.x = static_cast<int64_t>(floor_x) - radius;
-  point.y = static_cast<int64_t>(floor_y) - radius;
+  point.x = static_cast<int>(floor_x) - static_cast<int>(radius);
+  point.y = static_cast<int>(floor_y) - static_cast<int>(radius);
   point.wx = px - floor_x;
   point.wy = py - floor_y;
   return point;
@@ -64,7 +64,7 @@ CSF_HD TapWeights<A> slope() {
 // The gradient to D(i, j), or with slopes the factor of D(i, j) in a derivative to the flow. grad(dy, dx) is the
 // incoming gradient; side = 2r+1.
 template <class A, class Grad>
-CSF_HD A window_gradient(int64_t i, int64_t j, int64_t side, TapWeights<A> y, TapWeights<A> x, const Grad& grad) {
+CSF_HD A window_gradient(int i, int j, int side, TapWeights<A> y, TapWeights<A> x, const Grad& grad) {
   A sum = A(0);
   if (i < side) {
     if (j < side) sum += y.here * x.here * grad(i, j);

@@ -47,6 +47,9 @@ LocalCorrelationParams params_of(const Tensor& fa, const Tensor& fb, const Optio
                                  bool normalize) {
   require_pair(fa, fb);
   require(radius >= 0 && radius <= LocalCorrelationParams::kMaxRadius, "radius needs to be in 0 .. 16383");
+  for (int64_t d = 2; d < 4; ++d) {
+    require(fa.size(d) <= INT32_MAX / 2 && fb.size(d) <= INT32_MAX / 2, "fa or fb has too many rows or columns");
+  }
   LocalCorrelationParams p;
   p.batch = fa.size(0), p.channels = fa.size(1);
   p.height_a = fa.size(2), p.width_a = fa.size(3), p.height_b = fb.size(2), p.width_b = fb.size(3);

@@ -40,8 +40,8 @@ Status gradient_to_b(const LocalCorrelationParams& p, const Workspace<T>& w, Str
   const size_t bytes = static_cast<size_t>(p.batch * p.channels * b.positions()) * sizeof(accumulate_t<T>);
   if (Status s = memset_async(w.gradient, 0, bytes, stream); !s.ok()) return s;
   if (p.deterministic) {
-    return launch_flat(&local_correlation_grad_b_deterministic_kernel<T>, p.batch * p.channels, stream, p, a, b,
-                       w.gradient);
+    return launch_flat<kPlaneThreads>(&local_correlation_grad_b_deterministic_kernel<T>, p.batch * p.channels, stream,
+                                      p, a, b, w.gradient);
   }
   return launch_flat(&local_correlation_grad_b_atomic_kernel<T>, p.batch * runs * a.positions(), stream, p, a, b,
                      w.gradient);

@@ -19,17 +19,17 @@ struct Sides {
       norm_a = arena.take<Acc>(p.batch * p.height_a * p.width_a);
       norm_b = arena.take<Acc>(p.batch * p.height_b * p.width_b);
     }
-    a = {p.fa, p.channels, p.height_a, p.width_a, norm_a};
-    b = {p.fb, p.channels, p.height_b, p.width_b, norm_b};
+    a = {p.fa, p.channels, static_cast<int>(p.height_a), static_cast<int>(p.width_a), norm_a};
+    b = {p.fb, p.channels, static_cast<int>(p.height_b), static_cast<int>(p.width_b), norm_b};
   }
 };
 
 // One thread per item.
-template <class... P, class... A>
+template <int kBlock = kThreads, class... P, class... A>
 Status launch_flat(void (*kernel)(P...), int64_t items, Stream stream, A... args) {
-  const int64_t blocks = (items + kThreads - 1) / kThreads;
+  const int64_t blocks = (items + kBlock - 1) / kBlock;
   if (blocks > INT32_MAX) return {"local_correlation: the tensors are too large for one launch"};
-  return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, args...);
+  return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kBlock), 0, stream, args...);
 }
 
 template <class T>
@@ -46,6 +46,9 @@ Status compute_norms(const LocalCorrelationParams& p, const Sides<T>& s, Stream 
 inline Status check_params(const LocalCorrelationParams& p) {
   if (p.radius < 0 || p.radius > LocalCorrelationParams::kMaxRadius) {
     return {"local_correlation: the radius is out of range"};
+  }
+  if (p.height_a * p.width_a > INT32_MAX || p.height_b * p.width_b > INT32_MAX) {
+    return {"local_correlation: an image has more than 2^31 pixels"};
   }
   return {};
 }

@@ -47,12 +47,13 @@ __device__ __forceinline__ void read_vectors(const Acc* from, Acc (&to)[kCount])
 
 // kRows x kColumns pixels from (y0, x0) on, of channels [c0, c0 + kChannels), 0 outside of the image.
 template <int kRows, int kColumns, class T>
-__device__ __forceinline__ void load_tile(const Side<T>& side, int64_t b, int64_t c0, int64_t y0, int64_t x0,
+__device__ __forceinline__ void load_tile(const Side<T>& side, int64_t b, int64_t c0, int y0, int x0,
                                           accumulate_t<T>* to) {
   using Acc = accumulate_t<T>;
   for (int i = static_cast<int>(threadIdx.x); i < TileShape::kChannels * kRows * kColumns;
        i += static_cast<int>(blockDim.x)) {
-    const int64_t c = c0 + i / (kRows * kColumns), y = y0 + i / kColumns % kRows, x = x0 + i % kColumns;
+    const int64_t c = c0 + i / (kRows * kColumns);
+    const int y = y0 + i / kColumns % kRows, x = x0 + i % kColumns;
     const bool exists = c < side.channels && side.inside(y, x);
     to[i] = exists ? static_cast<Acc>(to_float(side.pixel(b, y, x)[c * side.features.stride[1]])) : Acc(0);
   }
@@ -64,26 +65,28 @@ __global__ void __launch_bounds__(TileShape::kMaxThreads)
   using Acc = accumulate_t<T>;
   using S = TileShape;
   CSF_SHARED(TileMemory<Acc>, memory);
-  const int64_t side = p.side(), pieces = (side + S::kShifts - 1) / S::kShifts;
-  const int64_t tiles_x = (a.width + S::kColumns - 1) / S::kColumns, tiles_y = (a.height + S::kRows - 1) / S::kRows;
-  int64_t block = blockIdx.x;
-  const int64_t shift_x = block % pieces * S::kShifts;
+  const int side = static_cast<int>(p.side()), radius = static_cast<int>(p.radius);
+  const int pieces = (side + S::kShifts - 1) / S::kShifts;
+  const int tiles_x = (a.width + S::kColumns - 1) / S::kColumns, tiles_y = (a.height + S::kRows - 1) / S::kRows;
+  int block = static_cast<int>(blockIdx.x);  // (image, tile, piece of the window)
+  const int shift_x = block % pieces * S::kShifts;
   block /= pieces;
-  const int64_t shift_y = block % pieces * S::kShifts;
+  const int shift_y = block % pieces * S::kShifts;
   block /= pieces;
-  const int64_t x0 = block % tiles_x * S::kColumns;
+  const int x0 = block % tiles_x * S::kColumns;
   block /= tiles_x;
-  const int64_t y0 = block % tiles_y * S::kRows, b = block / tiles_y;
+  const int y0 = block % tiles_y * S::kRows;
+  const int64_t b = block / tiles_y;
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int row = lane / (S::kColumns / S::kPixels), column = lane % (S::kColumns / S::kPixels) * S::kPixels;
   Acc sum[S::kPixels][S::kShifts] = {};
   for (int64_t c0 = 0; c0 < p.channels; c0 += S::kChannels) {
     load_tile<S::kRows, S::kColumns>(a, b, c0, y0, x0, &memory.a[0][0][0]);
-    load_tile<S::kHaloRows, S::kHaloColumns>(other, b, c0, y0 + shift_y - p.radius, x0 + shift_x - p.radius,
+    load_tile<S::kHaloRows, S::kHaloColumns>(other, b, c0, y0 + shift_y - radius, x0 + shift_x - radius,
                                              &memory.b[0][0][0]);
     __syncthreads();
-#pragma unroll 2
+#pragma unroll 1
     for (int c = 0; c < S::kChannels; ++c) {
       Acc source[S::kPixels], target[S::kPixels + S::kShifts - 1];
       read_vectors(&memory.a[c][row][column], source);
@@ -97,17 +100,17 @@ __global__ void __launch_bounds__(TileShape::kMaxThreads)
     __syncthreads();
   }
 
-  const int64_t dy = shift_y + warp, y = y0 + row, yb = y + dy - p.radius;
+  const int dy = shift_y + warp, y = y0 + row, yb = y + dy - radius;
   if (dy >= side || y >= a.height) return;
-  T* const out = static_cast<T*>(p.out) + ((b * side + dy) * side * a.height + y) * a.width;
+  T* const out = static_cast<T*>(p.out) + ((b * side + dy) * side * a.height + y) * static_cast<int64_t>(a.width);
 #pragma unroll
   for (int i = 0; i < S::kPixels; ++i) {
-    const int64_t x = x0 + column + i;
+    const int x = x0 + column + i;
     if (x >= a.width) break;
     const Acc scale = a.scale(b, y, x);
 #pragma unroll
     for (int s = 0; s < S::kShifts; ++s) {
-      const int64_t dx = shift_x + s, xb = x + dx - p.radius;
+      const int dx = shift_x + s, xb = x + dx - radius;
       if (dx >= side) break;
       const Acc value = other.inside(yb, xb) ? sum[i][s] * scale * other.scale(b, yb, xb) : Acc(0);
       out[dx * a.positions() + x] = from_float<T>(value);
