@@ -5,6 +5,7 @@ from cosegflow._version import __version__
 from cosegflow.ops import (
     correlation,
     cycle_error,
+    local_correlation,
     match,
     match_both,
     resize_flow,
@@ -22,6 +23,7 @@ __all__ = [
     "correlation",
     "cycle_error",
     "is_available",
+    "local_correlation",
     "match",
     "match_both",
     "resize_flow",

@@ -120,5 +120,27 @@ class Operators:
         need_mask_b: bool,
         need_beta: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+    def local_correlation(
+        self,
+        fa: Tensor,
+        fb: Tensor,
+        flow: Tensor | None,
+        radius: int,
+        normalize: bool = False,
+        simple: bool = False,
+    ) -> Tensor: ...
+    def local_correlation_backward(
+        self,
+        grad_out: Tensor,
+        fa: Tensor,
+        fb: Tensor,
+        flow: Tensor | None,
+        radius: int,
+        normalize: bool,
+        deterministic: bool,
+        need_fa: bool,
+        need_fb: bool,
+        need_flow: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 operators: Operators

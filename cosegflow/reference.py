@@ -8,6 +8,7 @@ each ``where`` also guards the branch it does not take, because its gradient wou
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -163,3 +164,46 @@ def cycle_error(flow_ab: Tensor, flow_ba: Tensor) -> CycleError:
     moved = (total != 0).any(1)
     x, y = torch.where(moved.unsqueeze(1), total, 1.0).unbind(1)  # the length has no derivative at 0
     return CycleError(torch.where(moved, torch.hypot(x, y), 0.0), valid)
+
+
+def local_correlation(
+    fa: Tensor, fb: Tensor, radius: int, flow: Tensor | None = None, normalize: bool = False
+) -> Tensor:
+    """(B, (2r+1)^2, Ha, Wa): <fa(p), fb(p + flow(p) + d)>, d row by row from (-r, -r) to (r, r), 0 outside of fb."""
+    batch, channels, ha, wa = fa.shape
+    hb, wb = fb.shape[2:]
+    acc = accumulate_dtype(fa.dtype)
+    a, b = fa.to(acc), fb.to(acc)
+    if normalize:
+        a, b = F.normalize(a, dim=1, eps=NORM_EPS), F.normalize(b, dim=1, eps=NORM_EPS)
+    targets = b.flatten(2)
+    grid = pixel_grid(ha, wa, a).unsqueeze(0)
+
+    def product(ix: Tensor, iy: Tensor) -> Tensor:
+        """(B, Ha, Wa): the inner products with the pixels (ix, iy), 0 outside."""
+        inside = ((ix >= 0) & (ix < wb) & (iy >= 0) & (iy < hb)).unsqueeze(1)
+        x, y = (torch.where(inside, i.unsqueeze(1), 0.0).long() for i in (ix, iy))
+        flat = (y * wb + x).flatten(2)
+        picked = targets.gather(2, flat.expand(batch, channels, ha * wa)).reshape(a.shape)
+        return (torch.where(inside, a, 0.0) * torch.where(inside, picked, 0.0)).sum(1)
+
+    if flow is None:
+        offsets = range(-radius, radius + 1)
+        at = grid.expand(batch, 2, ha, wa)
+        planes = [product(at[:, 0] + dx, at[:, 1] + dy) for dy in offsets for dx in offsets]
+        return torch.stack(planes, 1).to(fa.dtype)
+    # All points of a window have the same fractions, and interpolating features interpolates their products.
+    flow = flow.to(acc)
+    finite = torch.isfinite(flow).all(1)
+    at = grid + torch.where(finite.unsqueeze(1), flow, 0.0)
+    px, py = at[:, 0].clamp(-radius - 2, wb + radius + 1), at[:, 1].clamp(-radius - 2, hb + radius + 1)
+    x0, y0 = px.detach().floor(), py.detach().floor()
+    wx, wy = px - x0, py - y0
+    offsets = range(-radius, radius + 2)
+    x0 = torch.where(finite, x0, -radius - 2.0)
+    rows = []
+    for dy in offsets:
+        products = [product(x0 + dx, y0 + dy) for dx in offsets]
+        rows.append([left * (1 - wx) + right * wx for left, right in pairwise(products)])
+    planes = [top * (1 - wy) + bottom * wy for above, below in pairwise(rows) for top, bottom in zip(above, below)]
+    return torch.where(finite.unsqueeze(1), torch.stack(planes, 1), 0.0).to(fa.dtype)

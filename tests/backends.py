@@ -155,6 +155,22 @@ class _Match(torch.autograd.Function):
         return grad_fa, grad_fb, None, grad_mask_b, grad_beta, None, None, None
 
 
+class _LocalCorrelation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, fa, fb, flow, radius, normalize, simple, deterministic):
+        ctx.save_for_backward(fa, fb, flow)
+        ctx.options = (radius, normalize, deterministic)
+        arrays = [to_numpy(t) for t in (fa, fb, flow)]
+        return to_torch(hostsim_module().local_correlation(*arrays, radius, normalize, simple))
+
+    @staticmethod
+    def backward(ctx, grad):
+        arrays = [to_numpy(t) for t in (grad, *ctx.saved_tensors)]
+        need = tuple(ctx.needs_input_grad[:3])
+        grads = hostsim_module().local_correlation_backward(*arrays, *ctx.options, need)
+        return (*(to_torch(g) for g in grads), None, None, None, None)
+
+
 class Hostsim:
     """The CUDA sources under the simulator. `simple` chooses the plainly right kernels."""
 
@@ -181,6 +197,10 @@ class Hostsim:
         from backends_cycle_error import CycleErrorFunction
 
         return CycleErrorFunction.apply(flow_ab, flow_ba, deterministic)
+
+    def local_correlation(self, fa, fb, radius, flow=None, normalize=False, simple=False, deterministic=False):
+        flow = None if flow is None else flow.to(accumulate_dtype(fa.dtype))
+        return _LocalCorrelation.apply(fa, fb, flow, radius, normalize, simple, deterministic)
 
 
 class Torch:
@@ -212,6 +232,10 @@ class Torch:
 
     def cycle_error(self, flow_ab, flow_ba, deterministic=False):
         return self._run(torch.ops.cosegflow.cycle_error, flow_ab, flow_ba)
+
+    def local_correlation(self, fa, fb, radius, flow=None, normalize=False, simple=False, deterministic=False):
+        flow = None if flow is None else flow.to(accumulate_dtype(fa.dtype))
+        return self._run(torch.ops.cosegflow.local_correlation, fa, fb, flow, radius, normalize, simple)
 
 
 def get(name: str) -> Any:

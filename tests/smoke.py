@@ -38,6 +38,8 @@ def main() -> None:
     check("correlation", volume, reference.correlation(fa, fb, True))
     check("soft_argmax", cosegflow.soft_argmax(volume, mask_b, beta=10.0).flow, expected.flow)
     check("warp", cosegflow.warp(fb, matches.flow), reference.warp(fb, matches.flow)[0])
+    window = reference.local_correlation(fa, fb, 2, matches.flow.detach())
+    check("local_correlation", cosegflow.local_correlation(fa, fb, 2, matches.flow), window)
     if torch.version.cuda is not None:
         library = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_LAZY | os.RTLD_NOLOAD)
         if not hasattr(library, "aoti_torch_get_current_cuda_stream"):

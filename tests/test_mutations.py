@@ -16,6 +16,7 @@ HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16]"  # the te
 SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32]"  # the FMA kernel
 BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16]"
 BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
+LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 
 # Without torch, so that the sanitizer build can run them.
@@ -41,6 +42,9 @@ WARP_MATH = "csrc/common/warp_math.h"
 CYCLE = "tests/test_cycle_error.py::test_values_and_gradients[hostsim-False-dtype1-shape4]"
 CYCLE_MATH = "csrc/common/cycle_error_math.h"
 CYCLE_KERNELS = "csrc/cuda/cycle_error/cycle_error_kernels.cuh"
+WINDOW_MATH = "csrc/common/window_math.h"
+LOCAL_TILE = "csrc/cuda/local_correlation/local_correlation_tile_kernel.cuh"
+LOCAL_SIMPLE = "csrc/cuda/local_correlation/local_correlation_simple_kernels.cuh"
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,14 @@ BUGS = [
     Bug("second channel scattered into the first", CYCLE_KERNELS,
         "atomicAdd(grad_ba + plane + taps.offset[k]", "atomicAdd(grad_ba + taps.offset[k]", op="cycle_error",
         test=CYCLE),
+    Bug("barrier dropped before the halo is overwritten", LOCAL_TILE, "    }\n    __syncthreads();\n  }\n", "    }\n  }\n",
+        op="local_correlation", test=LOCAL.format("grid")),
+    Bug("halo one pixel off", LOCAL_TILE, "x0 + shift_x - radius,", "x0 + shift_x - radius + 1,",
+        op="local_correlation", test=LOCAL.format("grid")),
+    Bug("offsets not mirrored for the other side", LOCAL_SIMPLE, "t.x + radius - j", "t.x - radius + j",
+        op="local_correlation", test=LOCAL.format("grid")),
+    Bug("slope of the flow with the wrong sign", WINDOW_MATH, "return {A(-1), A(1)};", "return {A(1), A(-1)};",
+        op="local_correlation", test=LOCAL.format("flow")),
 ]  # fmt: skip
 
 

@@ -49,6 +49,11 @@ def _match_both():
     return (features(), features(height=2, width=5), soft_mask(2, 4, 3), soft_mask(2, 2, 5), _match()[4])
 
 
+def _local_correlation():
+    flow = torch.randint(-2, 3, (2, 2, 4, 3)).double() + 0.3 + 0.4 * torch.rand(2, 2, 4, 3, dtype=torch.float64)
+    return (features(), features(height=3, width=5), flow)
+
+
 def _call_warp(x, flow):
     return cosegflow.warp(x, flow)
 
@@ -74,6 +79,10 @@ def _call_match_both(fa, fb, mask_a, mask_b, beta):
     return (*ab[:2], *ba[:2])
 
 
+def _call_local_correlation(fa, fb, flow):
+    return cosegflow.local_correlation(fa, fb, 1, flow, normalize=True)
+
+
 # name -> (inputs, public function of them, how many of the inputs are operator arguments, differentiable inputs)
 TABLE = {
     "warp": (_warp, _call_warp, (0, 1)),
@@ -82,8 +91,10 @@ TABLE = {
     "soft_argmax": (_soft_argmax, _call_soft_argmax, (0, 1, 2)),
     "match": (_match, _call_match, (0, 1, 3, 4)),
     "match_both": (_match_both, _call_match_both, (0, 1, 2, 3, 4)),
+    "local_correlation": (_local_correlation, _call_local_correlation, (0, 1, 2)),
 }
 ALL = pytest.mark.parametrize("name", TABLE)
+FURTHER_ARGUMENTS = {"local_correlation": (1, True)}  # of the operator, without defaults, after the inputs
 
 
 def differentiable(name):
@@ -118,7 +129,8 @@ def test_gradgradcheck(name):
 @ALL
 def test_opcheck_forward(name):
     _, inputs = differentiable(name)
-    torch.library.opcheck(getattr(torch.ops.cosegflow, name).default, tuple(inputs))
+    arguments = (*inputs, *FURTHER_ARGUMENTS.get(name, ()))
+    torch.library.opcheck(getattr(torch.ops.cosegflow, name).default, arguments)
 
 
 BACKWARD_ARGUMENTS = {
@@ -140,6 +152,7 @@ BACKWARD_ARGUMENTS = {
         torch.randn(2, 2, 4, 3).double(), torch.randn(2, 4, 3).double(), torch.randn(2, 2, 2, 5).double(), None, *i,
         *(torch.ops.cosegflow.match_both(*i)[k].detach() for k in (0, 1, 3, 4)), True, False, *(True,) * 5,
     ),
+    "local_correlation": lambda i: (torch.randn(2, 9, 4, 3).double(), *i, 1, True, False, True, True, True),
 }  # fmt: skip
 
 

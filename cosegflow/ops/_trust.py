@@ -89,6 +89,12 @@ def _correlation(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tenso
     return [corr, *ops.correlation_backward(grad, fa, fb, gate, True, True, simple, True, True)]
 
 
+def _local_correlation(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
+    b, c, ha, wa, hb, wb, radius = size
+    fa, fb = _wave((b, c, ha, wa), 0.7, like).to(like.dtype), _wave((b, c, hb, wb), 1.3, like).to(like.dtype)
+    return [ops.local_correlation(fa, fb, None, radius, True, simple)]
+
+
 # What is computed, and on which sizes: the first with odd tails, the others so that pipelines wrap, a block walks over
 # several tiles, and rows are aligned and not, read by a warp and by a block.
 PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, bool, Size], list[Tensor]], tuple[Size, ...]]] = {
@@ -96,6 +102,10 @@ PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, bool, Size], list[Tensor]], tup
     "match_both": (_match_both, ((2, 72, 9, 17, 11, 13), (1, 136, 64, 80, 3, 5), (1, 3, 20, 20, 5, 7))),
     "soft_argmax": (_soft_argmax, ((2, 3, 5, 16, 17), (1, 2, 3, 33, 32), (1, 2, 3, 31, 35), (2, 3, 5, 13, 21))),
     "correlation": (_correlation, ((2, 72, 9, 17, 11, 13), (1, 40, 32, 32, 128, 128), (1, 4, 9, 17, 8, 16))),
+    "local_correlation": (
+        _local_correlation,
+        ((2, 19, 9, 37, 7, 41, 4), (1, 8, 5, 33, 5, 33, 5), (1, 3, 4, 9, 5, 7, 1)),
+    ),
 }
 
 

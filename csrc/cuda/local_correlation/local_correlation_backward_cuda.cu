@@ -1,0 +1,94 @@
+// local_correlation backward on CUDA: workspace, dispatch and launches. The gradients of the (normalized) features are
+// formed in the accumulator's type, one side after the other, and then finished.
+#include <algorithm>
+
+#include "common/dispatch.h"
+#include "local_correlation/local_correlation_common.cuh"
+
+namespace cosegflow {
+namespace {
+
+using namespace local_correlation_cuda;
+
+template <class T>
+struct Workspace {
+  Sides<T> sides;
+  accumulate_t<T>* gradient;  // (B, C, H, W) of one side after the other
+
+  Workspace(const LocalCorrelationParams& p, Arena& arena) : sides(p, arena) {
+    const int64_t a = p.grad_fa.data == nullptr ? 0 : sides.a.positions();
+    const int64_t b = p.grad_fb.data == nullptr ? 0 : sides.b.positions();
+    gradient = arena.take<accumulate_t<T>>(p.batch * p.channels * std::max(a, b));
+  }
+};
+
+template <class T>
+Status finish(const LocalCorrelationParams& p, const Workspace<T>& w, const Side<T>& side, const View4& result,
+              Stream stream) {
+  return launch_flat(&local_correlation_finish_kernel<T>, p.batch * side.positions(), stream, p.batch, side,
+                     w.gradient, static_cast<T*>(result.data));
+}
+
+template <class T>
+Status gradient_to_b(const LocalCorrelationParams& p, const Workspace<T>& w, Stream stream) {
+  const Side<T>&a = w.sides.a, &b = w.sides.b;
+  const int64_t runs = (p.channels + kRun - 1) / kRun;
+  if (p.flow.data == nullptr) {
+    return launch_flat(&local_correlation_grad_b_gather_kernel<T>, p.batch * runs * b.positions(), stream, p, a, b,
+                       w.gradient);
+  }
+  const size_t bytes = static_cast<size_t>(p.batch * p.channels * b.positions()) * sizeof(accumulate_t<T>);
+  if (Status s = memset_async(w.gradient, 0, bytes, stream); !s.ok()) return s;
+  if (p.deterministic) {
+    return launch_flat<kPlaneThreads>(&local_correlation_grad_b_deterministic_kernel<T>, p.batch * p.channels, stream,
+                                      p, a, b, w.gradient);
+  }
+  return launch_flat(&local_correlation_grad_b_atomic_kernel<T>, p.batch * runs * a.positions(), stream, p, a, b,
+                     w.gradient);
+}
+
+template <class T>
+Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
+  Arena arena(workspace);
+  const Workspace<T> w(p, arena);
+  const Side<T>&a = w.sides.a, &b = w.sides.b;
+  if (Status s = compute_norms(p, w.sides, stream); !s.ok()) return s;
+  if (p.grad_flow.data != nullptr) {
+    const int64_t items = p.batch * a.positions() * 32;
+    if (Status s = launch_flat(&local_correlation_grad_flow_kernel<T>, items, stream, p, a, b); !s.ok()) return s;
+  }
+  if (p.grad_fa.data != nullptr) {
+    const int64_t items = p.batch * ((p.channels + kRun - 1) / kRun) * a.positions();
+    Status s = launch_flat(&local_correlation_grad_a_kernel<T>, items, stream, p, a, b, w.gradient);
+    if (s.ok()) s = finish(p, w, a, p.grad_fa, stream);
+    if (!s.ok()) return s;
+  }
+  if (p.grad_fb.data == nullptr) return {};
+  if (Status s = gradient_to_b(p, w, stream); !s.ok()) return s;
+  return finish(p, w, b, p.grad_fb, stream);
+}
+
+template <class T>
+size_t bytes(const LocalCorrelationParams& p) {
+  Arena arena;
+  Workspace<T>(p, arena);
+  return arena.bytes();
+}
+
+}  // namespace
+
+size_t local_correlation_backward_workspace_bytes_cuda(const LocalCorrelationParams& p) {
+  return p.fa.dtype == DType::kFloat64 ? bytes<double>(p) : bytes<float>(p);
+}
+
+Status local_correlation_backward_cuda(const LocalCorrelationParams& p, void* workspace, Stream stream) {
+  if (p.batch == 0) return {};
+  if (Status s = check_params(p); !s.ok()) return s;
+  if (Status s = check_workspace(workspace, local_correlation_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
+  return dispatch_floating(p.fa.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    return backward<T>(p, workspace, stream);
+  });
+}
+
+}  // namespace cosegflow

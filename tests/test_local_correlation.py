@@ -1,0 +1,271 @@
+"""local_correlation on every backend, against reference.local_correlation in float64."""
+
+import backends
+import numpy as np
+import pytest
+import torch
+from errors import EPS, assert_close, assert_no_worse
+
+import cosegflow
+from cosegflow import reference
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# (B, C, Ha, Wa, Hb, Wb, radius): windows larger than the image, tiles with tails, both images of any size
+SHAPES = [
+    (1, 1, 1, 1, 1, 1, 0),
+    (2, 19, 7, 37, 5, 41, 2),
+    (1, 33, 5, 3, 4, 17, 4),
+    (2, 3, 2, 5, 3, 1, 5),
+    (1, 40, 9, 19, 9, 19, 1),
+    (1, 1025, 2, 3, 3, 2, 1),
+]
+
+
+def make_flow(batch, height, width, dtype):
+    """Inside, outside, on pixel centres, non-finite and enormous; sums with coordinates are exact in float32."""
+    flow = (torch.randn(batch, 2, height, width, dtype=torch.float64) * 3 * 256).round() / 256
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 0.0, 1.0, -1.0, 0.5])
+    flat = flow.flatten()
+    where = torch.randperm(flat.numel())[: flat.numel() // 4]
+    flat[where] = special[torch.randint(len(special), (len(where),))].double()
+    return flat.reshape(flow.shape).to(reference.accumulate_dtype(dtype))
+
+
+def run(function, fa, fb, radius, flow, grad, *options):
+    """Output and gradients to fa, fb and, where there is one, flow."""
+    leaves = [t.clone().requires_grad_() for t in (fa, fb, flow) if t is not None]
+    out = function(leaves[0], leaves[1], radius, None if flow is None else leaves[2], *options)
+    out.backward(grad.to(out.dtype))
+    return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", FLOATING, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("with_flow", [False, True], ids=["grid", "flow"])
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalize"])
+@pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
+def test_values_and_gradients(backend, simple, normalize, with_flow, dtype, shape):
+    if simple and (backend.name == "cpu" or with_flow):
+        pytest.skip("there is one kernel")
+    batch, channels, ha, wa, hb, wb, radius = shape
+    fa, fb = torch.randn(batch, channels, ha, wa).to(dtype), torch.randn(batch, channels, hb, wb).to(dtype)
+    flow = make_flow(batch, ha, wa, dtype) if with_flow else None
+    grad = torch.randn(batch, (2 * radius + 1) ** 2, ha, wa).to(dtype)
+    flow64 = None if flow is None else flow.double()
+    exact = run(reference.local_correlation, fa.double(), fb.double(), radius, flow64, grad, normalize)
+    plain = run(reference.local_correlation, fa, fb, radius, flow, grad, normalize)
+    actual = run(backend.local_correlation, fa, fb, radius, flow, grad, normalize, simple)
+    for name, a, p, e, d in zip(("out", "grad fa", "grad fb", "grad flow"), actual, plain, exact,
+                                (dtype, dtype, dtype, reference.accumulate_dtype(dtype)), strict=False):  # fmt: skip
+        assert a.dtype == d
+        if dtype == torch.float64:
+            assert_close(a, e, 1e-12, name)
+        else:
+            assert_no_worse(a, p, e, 30 * EPS[torch.float32] + EPS[d], name)
+
+
+def test_definition():
+    """The window is row by row from (-r, -r), and with flow it is what warp samples."""
+    fa, fb = torch.randn(1, 6, 5, 7).double(), torch.randn(1, 6, 5, 7).double()
+    flow = torch.randn(1, 2, 5, 7).double() * 2
+    out, moved = cosegflow.local_correlation(fa, fb, 2), cosegflow.local_correlation(fa, fb, 2, flow)
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            k = (dy + 2) * 5 + dx + 2
+            offset = torch.tensor([dx, dy]).double().reshape(1, 2, 1, 1)
+            assert_close(out[:, k], (fa * cosegflow.warp(fb, offset.expand_as(flow).clone())).sum(1), 1e-12)
+            assert_close(moved[:, k], (fa * cosegflow.warp(fb, flow + offset)).sum(1), 1e-12)
+    assert_close(cosegflow.local_correlation(fa, fb, 2, torch.zeros_like(flow)), out, 1e-12)
+
+
+@pytest.mark.parametrize("radius", [3, 4, 8])
+@pytest.mark.parametrize("with_flow", [False, True])
+def test_large_images(backend, radius, with_flow):
+    """Several tiles, strips and pieces of a window; sides that no tile divides."""
+    if backend.name == "hostsim" and with_flow:
+        pytest.skip("the simple kernels have no tiles")
+    fa, fb = torch.randn(1, 21, 11, 70), torch.randn(1, 21, 13, 67)
+    flow = (torch.randn(1, 2, 11, 70) * 1024).round() / 256 if with_flow else None
+    expected = reference.local_correlation(fa.double(), fb.double(), radius, flow)
+    assert_close(backend.local_correlation(fa, fb, radius, flow), expected, 1e-5)
+
+
+@pytest.mark.parametrize("with_flow", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layouts(backend, dtype, with_flow):
+    fa, fb = torch.randn(2, 16, 5, 6).to(dtype), torch.randn(2, 16, 7, 4).to(dtype)
+    flow = make_flow(2, 5, 6, dtype) if with_flow else None
+    grad = torch.randn(2, 25, 5, 6).to(dtype)
+    expected = run(backend.local_correlation, fa, fb, 2, flow, grad)
+    last = fa.contiguous(memory_format=torch.channels_last)
+    flipped = fb.flip(3).contiguous().flip(3)
+    strided_flow = None if flow is None else torch.stack((flow, flow), -1)[..., 0]
+    strided_grad = grad.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    actual = run(backend.local_correlation, last, flipped, 2, strided_flow, strided_grad)
+    for a, e in zip(actual, expected, strict=True):
+        assert_close(a, e, 4 * EPS[dtype])
+    spread = fa[:1].expand(2, -1, -1, -1)
+    assert torch.equal(backend.local_correlation(spread, fb, 2, flow), backend.local_correlation(
+        spread.contiguous(), fb, 2, flow))  # fmt: skip
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("with_flow", [False, True])
+def test_gradcheck(backend, with_flow, normalize):
+    fa, fb = torch.randn(2, 3, 3, 4).double().requires_grad_(), torch.randn(2, 3, 4, 3).double().requires_grad_()
+    # Away from the pixel centres, where the bilinear surface has kinks.
+    flow = (torch.randint(-2, 3, (2, 2, 3, 4)) + 0.2 + 0.6 * torch.rand(2, 2, 3, 4)).double().requires_grad_()
+    inputs = (fa, fb, flow) if with_flow else (fa, fb)
+
+    def call(fa, fb, flow=None):
+        return backend.local_correlation(fa, fb, 1, flow, normalize)
+
+    assert torch.autograd.gradcheck(call, inputs)
+
+
+def test_gradgradcheck_without_flow():
+    fa, fb = torch.randn(1, 2, 3, 2).double().requires_grad_(), torch.randn(1, 2, 2, 3).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda a, b: cosegflow.local_correlation(a, b, 1, normalize=True), (fa, fb))
+
+
+def test_outside_is_zero_in_every_sense(backend):
+    """Non-finite flow: value 0 and gradient 0, with features and incoming gradients that are not finite."""
+    fa = torch.full((1, 3, 4, 4), float("inf"))
+    fb = torch.full((1, 3, 4, 4), float("nan"))
+    flow = torch.full((1, 2, 4, 4), float("nan"))
+    grad = torch.full((1, 9, 4, 4), float("nan"))
+    for result in run(backend.local_correlation, fa, fb, 1, flow, grad):
+        assert torch.equal(result, torch.zeros_like(result))
+
+
+def test_only_the_window_counts(backend):
+    """Features and gradients that are not finite reach what their windows touch, and nothing else."""
+    fa, fb = torch.randn(1, 5, 9, 20), torch.randn(1, 5, 8, 22)
+    grad = torch.randn(1, 9, 9, 20)
+    fa[0, :, 4, 6], fb[0, 2, 3, 11], grad[0, 4, 0, 0] = float("nan"), float("inf"), float("nan")
+    exact = [t.double() for t in (fa, fb, grad)]
+    for flow in (None, torch.full((1, 2, 9, 20), 0.25)):
+        flow64 = None if flow is None else flow.double()
+        expected = run(reference.local_correlation, *exact[:2], 1, flow64, exact[2])
+        actual = run(backend.local_correlation, fa, fb, 1, flow, grad)
+        for name, a, e in zip(("out", "grad fa", "grad fb", "grad flow"), actual, expected, strict=False):
+            assert torch.equal(torch.isfinite(a), torch.isfinite(e)), name
+            finite = torch.isfinite(e)
+            assert_close(a[finite], e[finite], 1e-5, name)
+
+
+def test_padding_times_infinity(backend):
+    """Zeros outside of b are zeros whatever the feature of a."""
+    fa, fb = torch.full((1, 2, 3, 3), float("inf")), torch.ones(1, 2, 3, 3)
+    out = backend.local_correlation(fa, fb, 1)
+    assert torch.equal(out[0, 0, 0], torch.zeros(3)) and torch.equal(out[0, 0, :, 0], torch.zeros(3))
+    assert bool(torch.isinf(out[0, 4]).all())
+
+
+def test_zero_feature(backend):
+    fa, fb = torch.randn(1, 4, 3, 3).double(), torch.randn(1, 4, 3, 3).double()
+    fa[0, :, 1, 1] = fb[0, :, 0, 0] = 0
+    grad = torch.randn(1, 9, 3, 3).double()
+    actual = run(backend.local_correlation, fa, fb, 1, None, grad, True)
+    for a, e in zip(actual, run(reference.local_correlation, fa, fb, 1, None, grad, True), strict=True):
+        scale = e.abs().clamp(min=1)
+        assert_close(a / scale, e / scale, 1e-9)
+
+
+def test_empty_batch(backend):
+    assert backend.local_correlation(torch.zeros(0, 8, 3, 4), torch.zeros(0, 8, 5, 6), 2).shape == (0, 25, 3, 4)
+    out = backend.local_correlation(torch.zeros(0, 8, 3, 4), torch.zeros(0, 8, 5, 6), 0, torch.zeros(0, 2, 3, 4))
+    assert out.shape == (0, 1, 3, 4)
+
+
+@pytest.mark.parametrize("with_flow", [False, True])
+def test_deterministic(with_flow):
+    """hostsim: the same bits in any order of blocks and threads."""
+    module, backend = backends.hostsim_module(), backends.Hostsim()
+    fa, fb = torch.randn(2, 9, 6, 8), torch.randn(2, 9, 5, 7)
+    flow = torch.randn(2, 2, 6, 8) * 2 if with_flow else None
+    grad = torch.randn(2, 25, 6, 8)
+    results = []
+    try:
+        for order, seed in (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)):
+            module.set_order(order, seed)
+            results.append(run(backend.local_correlation, fa, fb, 2, flow, grad, True, False, True))
+    finally:
+        module.set_order("forward", 0)
+    for result in results[1:]:
+        assert all(torch.equal(r, first) for r, first in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("with_flow", [False, True])
+def test_threads_do_not_change_the_cpu_result(with_flow):
+    fa, fb, grad = torch.randn(1, 48, 30, 33), torch.randn(1, 48, 30, 33), torch.randn(1, 81, 30, 33)
+    flow = torch.randn(1, 2, 30, 33) * 3 if with_flow else None
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run(backends.Torch("cpu").local_correlation, fa, fb, 4, flow, grad, True))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(r, first) for r, first in zip(result, results[0], strict=True))
+
+
+def test_autocast():
+    fa, fb = torch.randn(1, 16, 4, 5), torch.randn(1, 16, 4, 5)
+    flow = torch.rand(1, 2, 4, 5).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = cosegflow.local_correlation(fa, fb, 1, flow)
+        mapped = torch.func.vmap(lambda a, b, f: cosegflow.local_correlation(a, b, 1, f))(
+            fa[None], fb[None], flow[None]
+        )
+    assert out.dtype == torch.bfloat16 and mapped.dtype == torch.bfloat16
+    exact = reference.local_correlation(fa.bfloat16().double(), fb.bfloat16().double(), 1, flow.double())
+    assert_close(out, exact, EPS[torch.bfloat16], "the flow is not rounded")
+    out.float().sum().backward()
+    assert flow.grad is not None and flow.grad.dtype == torch.float32
+
+
+def test_compile_without_flow():
+    torch._dynamo.reset()
+    fa, fb = torch.randn(1, 4, 5, 6, requires_grad=True), torch.randn(1, 4, 5, 6)
+    compiled = torch.compile(lambda a, b: cosegflow.local_correlation(a, b, 2).square().sum(), fullgraph=True,
+                             dynamic=True, backend="aot_eager")  # fmt: skip
+    (actual,) = torch.autograd.grad(compiled(fa, fb), fa)
+    (expected,) = torch.autograd.grad(cosegflow.local_correlation(fa, fb, 2).square().sum(), fa)
+    assert torch.equal(actual, expected)
+
+
+def test_numpy_radius():
+    fa = torch.randn(1, 2, 3, 3)
+    assert torch.equal(cosegflow.local_correlation(fa, fa, np.int64(1)), cosegflow.local_correlation(fa, fa, 1))
+
+
+FEATURES = torch.zeros(1, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    "arguments, options, error, message",
+    [
+        ((FEATURES, torch.zeros(4, 5), 1), {}, ValueError, r"fb must have shape \(B, C, H, W\), got \(4, 5\)"),
+        ((FEATURES, torch.zeros(1, 2, 4, 5), 1), {}, ValueError, r"same batch size and number of channels"),
+        ((FEATURES, FEATURES, -1), {}, ValueError, r"radius must be in 0 .. 16383, got -1"),
+        ((FEATURES, FEATURES, 20000), {}, ValueError, r"radius must be in 0 .. 16383, got 20000"),
+        ((FEATURES, FEATURES, 1.0), {}, TypeError, r"radius must be an integer, got float"),
+        ((FEATURES, FEATURES, True), {}, TypeError, r"radius must be an integer, got bool"),
+        ((FEATURES, FEATURES, torch.tensor(1)), {}, TypeError, r"radius must be an integer, got Tensor"),
+        ((FEATURES, FEATURES, 1, torch.zeros(1, 2, 4, 4)), {}, ValueError, r"flow must have shape \(1, 2, 4, 5\)"),
+        (
+            (FEATURES, FEATURES, 1, torch.zeros(1, 2, 4, 5).int()),
+            {},
+            TypeError,
+            r"flow must be float16.* got torch.int",
+        ),
+        ((FEATURES, FEATURES, 1, [0.0]), {}, TypeError, r"flow must be a tensor, got list"),
+        ((FEATURES, FEATURES, 1), {"normalize": 1}, TypeError, r"normalize must be True or False, got int"),
+        ((FEATURES.long(), FEATURES.long(), 1), {}, TypeError, r"fa must be float16.* got torch.int64"),
+    ],
+)
+def test_wrong_arguments(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        cosegflow.local_correlation(*arguments, **options)
