@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from cosegflow import _library, reference
-from cosegflow._operators import operators
-from cosegflow.ops import _checks
+from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import without_autocast
-from cosegflow.ops._registration import second_derivative, transforms_active
+from cosegflow.ops._registration import second_derivative
 from cosegflow.types import CycleError
 
 
@@ -44,10 +43,10 @@ def cycle_error(flow_ab: Tensor, flow_ba: Tensor) -> CycleError:
     _library.require(flow_ab.device)
     dtype = torch.promote_types(flow_ab.dtype, flow_ba.dtype)
     ab, ba = flow_ab.to(dtype), flow_ba.to(dtype)
-    if transforms_active():
+    if _transforms.reference_wanted():
         with without_autocast(ab):
             return reference.cycle_error(ab, ba)
-    return CycleError(*operators.cycle_error(ab, ba))
+    return CycleError(*_transforms.run("cycle_error", ab, ba))
 
 
 def _fake(flow_ab: Tensor, flow_ba: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +72,9 @@ def _backward(ctx: Any, grad_error: Tensor | None, _: Tensor | None) -> tuple[Te
     if grad_error is None:
         return None, None
     deterministic = torch.are_deterministic_algorithms_enabled()
-    grad_ab, grad_ba = operators.cycle_error_backward(grad_error, flow_ab, flow_ba, need_ab, need_ba, deterministic)
+    grad_ab, grad_ba = _transforms.run(
+        "cycle_error_backward", grad_error, flow_ab, flow_ba, need_ab, need_ba, deterministic
+    )
     return grad_ab if need_ab else None, grad_ba if need_ba else None
 
 
@@ -96,5 +97,5 @@ def _double_backward(ctx: Any, gg_ab: Tensor | None, gg_ba: Tensor | None) -> tu
 if _library.is_available():
     torch.library.register_fake("cosegflow::cycle_error", _fake)
     torch.library.register_fake("cosegflow::cycle_error_backward", _fake_backward)
-    torch.library.register_autograd("cosegflow::cycle_error", _backward, setup_context=_setup)
-    torch.library.register_autograd("cosegflow::cycle_error_backward", _double_backward, setup_context=_setup_backward)
+    _transforms.register("cycle_error", _setup, _backward)
+    _transforms.register("cycle_error_backward", _setup_backward, _double_backward)

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from cosegflow import _library, reference
-from cosegflow._operators import operators
-from cosegflow.ops import _checks
+from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
-from cosegflow.ops._registration import second_derivative, transforms_active
+from cosegflow.ops._registration import second_derivative
 from cosegflow.ops._trust import use_simple
 
 MAX_RADIUS = 16383  # of the kernels: the window's side squared stays within 31 bits
@@ -21,7 +20,7 @@ def local_correlation(
 ) -> Tensor:
     """out[b, k, p] = <fa[b, :, p], fb[b, :, p + flow(p) + d_k]> for the (2r+1)^2 offsets d_k of a window.
 
-    The offsets run row by row from (-r, -r) to (r, r): ``k = (dy + r) * (2 * r + 1) + dx + r``. Without flow this is the
+    The offsets run row by row from (-r, -r) to (r, r): ``k = (dy + r) * (2 * r + 1) + dx + r``. Without flow it is the
     correlation layer of FlowNet (Dosovitskiy et al. 2015, arXiv 1504.06852, equation 1) for patches of one pixel; with
     flow it is the lookup of RAFT (Teed and Deng 2020, arXiv 2003.12039, section 3.2) at one level, without its volume.
     Features between pixels are bilinear, outside of ``fb`` they are 0. Nothing of the size of the window times the
@@ -57,11 +56,11 @@ def local_correlation(
     dtype = autocast_dtype(fa)
     if flow is not None:
         flow = flow.to(reference.accumulate_dtype(dtype))
-    if transforms_active():
+    if _transforms.reference_wanted():
         with without_autocast(fa):
             return reference.local_correlation(fa.to(dtype), fb.to(dtype), radius, flow, normalize)
-    return operators.local_correlation(
-        fa, fb, flow, radius, normalize, use_simple("local_correlation", dtype, fa.device)
+    return _transforms.run(
+        "local_correlation", fa, fb, flow, radius, normalize, use_simple("local_correlation", dtype, fa.device)
     )
 
 
@@ -110,8 +109,8 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     fa, fb, flow = ctx.saved_tensors
     need = ctx.needs_input_grad[:3]
     deterministic = torch.are_deterministic_algorithms_enabled()
-    grads = operators.local_correlation_backward(
-        grad_out, fa, fb, flow, ctx.radius, ctx.normalize, deterministic, *need
+    grads = _transforms.run(
+        "local_correlation_backward", grad_out, fa, fb, flow, ctx.radius, ctx.normalize, deterministic, *need
     )
     return (*(g if n else None for g, n in zip(grads, need, strict=True)), None, None, None)
 
@@ -137,8 +136,6 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
 if _library.is_available():
     torch.library.register_fake("cosegflow::local_correlation", _fake)
     torch.library.register_fake("cosegflow::local_correlation_backward", _fake_backward)
-    torch.library.register_autograd("cosegflow::local_correlation", _backward, setup_context=_setup)
-    torch.library.register_autograd(
-        "cosegflow::local_correlation_backward", _double_backward, setup_context=_setup_backward
-    )
+    _transforms.register("local_correlation", _setup, _backward)
+    _transforms.register("local_correlation_backward", _setup_backward, _double_backward)
     autocast_features("local_correlation")

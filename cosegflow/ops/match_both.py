@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from cosegflow import _library, reference
-from cosegflow._operators import operators
-from cosegflow.ops import _checks
+from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
-from cosegflow.ops._registration import second_derivative, sum_to_beta, transforms_active
+from cosegflow.ops._registration import second_derivative, sum_to_beta
 from cosegflow.ops._trust import use_simple
 from cosegflow.ops.match import match
 from cosegflow.types import Matches
@@ -67,11 +66,11 @@ def match_both(
     beta = _checks.as_beta(beta, batch, "fa", fa)
     _library.require(fa.device)
     dtype = autocast_dtype(fa)
-    if transforms_active():
+    if _transforms.reference_wanted():
         with without_autocast(fa):
             return reference.match_both(fa.to(dtype), fb.to(dtype), mask_a, mask_b, beta, normalize)
     simple = use_simple("match_both", dtype, fa.device)
-    result = operators.match_both(fa, fb, mask_a, mask_b, beta, normalize, simple)
+    result = _transforms.run("match_both", fa, fb, mask_a, mask_b, beta, normalize, simple)
     return Matches(*result[:3]), Matches(*result[3:])
 
 
@@ -140,7 +139,8 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_flow_ab, grad_lse_ab, _, grad_flow_ba, grad_lse_ba, _ = grads
     if all(g is None for g in (grad_flow_ab, grad_lse_ab, grad_flow_ba, grad_lse_ba)):
         return (None,) * 7
-    result = operators.match_both_backward(
+    result = _transforms.run(
+        "match_both_backward",
         grad_flow_ab,
         grad_lse_ab,
         grad_flow_ba,
@@ -206,6 +206,6 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
 if _library.is_available():
     torch.library.register_fake("cosegflow::match_both", _fake)
     torch.library.register_fake("cosegflow::match_both_backward", _fake_backward)
-    torch.library.register_autograd("cosegflow::match_both", _backward, setup_context=_setup)
-    torch.library.register_autograd("cosegflow::match_both_backward", _double_backward, setup_context=_setup_backward)
+    _transforms.register("match_both", _setup, _backward)
+    _transforms.register("match_both_backward", _setup_backward, _double_backward)
     autocast_features("match_both")
