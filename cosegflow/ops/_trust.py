@@ -19,10 +19,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from cosegflow._operators import operators
 from cosegflow.ops._autocast import without_autocast
+from cosegflow.ops._verified import VERIFIED
 from cosegflow.reference import accumulate_dtype
-
-# (operation, architecture such as "sm_90") whose fast paths a committed gpu-check result has verified.
-VERIFIED: frozenset[tuple[str, str]] = frozenset()
 
 Size = tuple[int, ...]
 _agreed: dict[tuple[str, torch.dtype, int], bool] = {}
@@ -109,19 +107,30 @@ PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, bool, Size], list[Tensor]], tup
 }
 
 
-def agrees(op: str, like: Tensor, ops: Any = operators, sizes: tuple[Size, ...] | None = None) -> bool:
-    """Whether the fast and the simple kernels give the same on the small problems; waits for the device."""
+# The largest |fast - simple| / (1 + max |simple|) that still is agreement.
+TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float32: 1e-3, torch.float64: 1e-9}
+
+
+def difference(op: str, like: Tensor, ops: Any = operators, sizes: tuple[Size, ...] | None = None) -> float:
+    """The largest |fast - simple| / (1 + max |simple|) over the small problems, NaN where a kernel gives one; waits."""
     problem, all_sizes = PROBLEMS[op]
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}[like.dtype]
+    largest = 0.0
     for size in sizes or all_sizes:
         # A tracer's modes would make these tensors fake, and autocast would change what is compared.
         with torch.no_grad(), _disable_current_modes(), torch._C.DisableTorchFunction(), without_autocast(like):
             pairs = list(zip(problem(ops, like, False, size), problem(ops, like, True, size), strict=True))
             for fast, simple in pairs:
                 fast, simple = fast.double(), simple.double()
-                if not bool((fast - simple).abs().max() <= tolerance * (1 + simple.abs().max())):
-                    return False
-    return True
+                found = float((fast - simple).abs().max() / (1 + simple.abs().max()))
+                if not found <= TOLERANCES[like.dtype]:
+                    return found  # one is enough, and max() would lose a NaN
+                largest = max(largest, found)
+    return largest
+
+
+def agrees(op: str, like: Tensor, ops: Any = operators, sizes: tuple[Size, ...] | None = None) -> bool:
+    """Whether the fast and the simple kernels give the same on the small problems; waits for the device."""
+    return difference(op, like, ops, sizes) <= TOLERANCES[like.dtype]
 
 
 @torch.compiler.assume_constant_result
@@ -167,5 +176,5 @@ def warmup(device: torch.device | str = "cuda") -> None:
     if device.type != "cuda" or not torch.cuda.is_available():
         raise RuntimeError(f"device must be a CUDA device that torch sees, got {device}: only CUDA has paths to check")
     for op in PROBLEMS:
-        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for dtype in TOLERANCES:
             use_simple(op, dtype, device)

@@ -1,0 +1,82 @@
+"""Writes cosegflow/ops/_verified.py from the committed results: `python -m benchmarks.check.verified [--check]`.
+
+An operation counts as verified on an architecture where the newest result that ran the self-check and all tests there
+says that it agreed in every dtype and that no test failed, and where the kernels' sources are still those of that
+result: a change of a kernel takes its verification away.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .packages import ROOT, kernel_digest
+
+TARGET = ROOT / "cosegflow" / "ops" / "_verified.py"
+RESULTS = ROOT / "benchmarks" / "results"
+DTYPES = {"float16", "bfloat16", "float32", "float64"}
+DOC = '''"""Which fast paths a committed result of `make gpu-check` has verified on hardware; not written by hand but by
+
+python -m benchmarks.check.verified
+"""
+
+# (operation, architecture such as "sm_90")
+'''
+
+
+def verdict(result: dict[str, Any], kernels: str) -> set[str] | None:
+    """The operations that a result verifies; None where it says nothing of these kernels."""
+    checks, tests = result.get("self_check") or {}, result.get("tests") or {}
+    complete = all(not row["status"].startswith("not run") for row in (*checks.values(), *tests.values()))
+    partial = result.get("select") or result.get("quick") or not checks or not tests or not complete
+    if not result.get("arch") or result.get("kernels") != kernels or partial:
+        return None
+    if any(row["status"] != "passed" or not row["counts"]["passed"] for row in tests.values()):
+        return set()
+    agreed: dict[str, set[str]] = {}
+    for row in checks.values():
+        if row["status"] == "agrees":
+            agreed.setdefault(row["op"], set()).add(row["dtype"])
+    return {op for op, dtypes in agreed.items() if dtypes == DTYPES}
+
+
+def verified(folder: Path, kernels: str) -> list[tuple[str, str]]:
+    """(operation, architecture), sorted, from every gpu_check_*.json in a folder."""
+    newest: dict[str, set[str]] = {}
+    results = [json.loads(path.read_text()) for path in folder.glob("gpu_check_*.json")]
+    for result in sorted(results, key=lambda r: str(r.get("provenance", {}).get("date", ""))):
+        operations = verdict(result, kernels)
+        if operations is not None:
+            newest[result["arch"]] = operations
+    return sorted((op, arch) for arch, operations in newest.items() for op in operations)
+
+
+def source(pairs: list[tuple[str, str]]) -> str:
+    """The file's text, as the formatter writes it."""
+    if not pairs:
+        return f"{DOC}VERIFIED: frozenset[tuple[str, str]] = frozenset()\n"
+    lines = "".join(f'        ("{op}", "{arch}"),\n' for op, arch in pairs)
+    return f"{DOC}VERIFIED: frozenset[tuple[str, str]] = frozenset(\n    {{\n{lines}    }}\n)\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0, or 1 where --check finds another text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare and write nothing")
+    options = parser.parse_args(arguments)
+    text = source(verified(RESULTS, kernel_digest()))
+    if TARGET.read_text() == text:
+        return 0
+    if options.check:
+        print(f"{TARGET} is out of date: python -m benchmarks.check.verified", file=sys.stderr)
+        return 1
+    temporary = TARGET.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(TARGET)
+    print(f"written: {TARGET}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
