@@ -117,6 +117,28 @@ def _warp(mode: str, padding: str) -> Callable[[Inputs, bool], Any]:
     return lambda t, simple: operators.warp(t["x"], t["flow"], mode, padding)
 
 
+def _match_both(t: Inputs, simple: bool) -> Any:
+    return operators.match_both(t["fa"], t["fb"], t.get("mask_a"), t.get("mask_b"), t["beta"], True, simple)
+
+
+def _window(size: tuple[int, ...], generator: torch.Generator) -> Inputs:
+    """A pair with a flow that also leaves the image, and is not a number once."""
+    return {**_pair(size, generator), "flow": _image((*size[:1], 1, *size[2:]), generator)["flow"]}
+
+
+def _local(t: Inputs, simple: bool) -> Any:
+    return (operators.local_correlation(t["fa"], t["fb"], t.get("flow"), 2, True, simple),)
+
+
+def _flows(size: tuple[int, ...], generator: torch.Generator) -> Inputs:
+    b, _, ha, wa, hb, wb = size
+    return {"flow_ab": _random((b, 2, ha, wa), generator) * 2, "flow_ba": _random((b, 2, hb, wb), generator) * 2}
+
+
+def _cycle(t: Inputs, simple: bool) -> Any:
+    return operators.cycle_error(t["flow_ab"], t["flow_ba"])
+
+
 CALLS: dict[str, Call] = {
     "match masked": Call("match", PAIRS, _masked_pair, _match(True)),
     "match strided": Call("match", PAIRS[:3], _strided_pair, _match(False)),
@@ -127,12 +149,23 @@ CALLS: dict[str, Call] = {
     "warp bilinear": Call("warp", PAIRS, _image, _warp("bilinear", "zeros")),
     "warp border": Call("warp", PAIRS[:3], _image, _warp("bilinear", "border"), deterministic=True),
     "warp nearest": Call("warp", PAIRS[:3], _image, _warp("nearest", "zeros")),
+    "match_both": Call("match_both", PAIRS, _masked_pair, _match_both),
+    "local_correlation": Call("local_correlation", PAIRS, _pair, _local),
+    "local_correlation flow": Call("local_correlation", PAIRS[:3], _window, _local),
+    "local_correlation bits": Call("local_correlation", PAIRS[1:3], _window, _local, deterministic=True),
+    "cycle_error": Call("cycle_error", PAIRS, _flows, _cycle),
+    "cycle_error bits": Call("cycle_error", PAIRS[:3], _flows, _cycle, deterministic=True),
 }
 PUBLIC: dict[str, Callable[[Inputs], tuple[Tensor, ...]]] = {
     "match masked": lambda t: cosegflow.match(t["fa"], t["fb"], t["mask_a"], t["mask_b"], beta=t["beta"])[:3],
     "correlation normalized": lambda t: (cosegflow.correlation(t["fa"], t["fb"], normalize=True, relu=True),),
     "soft_argmax masked": lambda t: cosegflow.soft_argmax(t["corr"], t["mask_b"], beta=t["beta"])[:3],
     "warp bilinear": lambda t: cosegflow.warp(t["x"], t["flow"], return_valid=True),
+    "match_both": lambda t: sum(
+        (m[:3] for m in cosegflow.match_both(t["fa"], t["fb"], t["mask_a"], t["mask_b"], beta=t["beta"])), ()
+    ),
+    "local_correlation flow": lambda t: (cosegflow.local_correlation(t["fa"], t["fb"], 2, t["flow"], normalize=True),),
+    "cycle_error": lambda t: cosegflow.cycle_error(t["flow_ab"], t["flow_ba"]),
 }
 """The public functions, on the inputs of the call of the same name."""
 GROUPS = tuple(dict.fromkeys(call.group for call in CALLS.values()))

@@ -31,6 +31,8 @@ def _local(case: Case, device: torch.device) -> Function:
         ) from None
     if case.a != case.b:
         raise Unavailable("both feature maps must have one size")
+    if device.type == "cpu" and case.dtype not in ("float32", "float64"):
+        raise Unavailable(f"no {case.dtype} on the CPU")
     window = 2 * case.radius + 1
 
     def call(inputs: Inputs) -> Tensor:

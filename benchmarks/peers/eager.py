@@ -10,7 +10,10 @@ from torch import Tensor
 from ..case import Case
 from ..works.base import Function, Inputs
 from ..works.sampling import local_correlation
-from .base import Peer
+from .base import Peer, Unavailable
+
+MASKED = -3e4
+"""A log weight whose exp is 0 next to any score, and twice of which float16 still holds."""
 
 
 def positions(height: int, width: int, like: Tensor) -> Tensor:
@@ -40,10 +43,15 @@ def to_flow(expected: Tensor, case: Case, inputs: Inputs) -> Tensor:
     return torch.where(inputs["mask_a"].unsqueeze(1) > 0, flow, 0.0) if "mask_a" in inputs else flow
 
 
+def scores(bias: Tensor, a: Tensor, b: Tensor, case: Case) -> Tensor:
+    """(B, Na, Nb): bias + beta a b^T, the bias left out where there is no mask: else a volume is filled first."""
+    return torch.baddbmm(bias, a, b.transpose(1, 2), beta=int(case.foreground < 1), alpha=case.beta)
+
+
 def probabilities(case: Case, inputs: Inputs) -> Tensor:
     """(B, Na, Nb)."""
     a, b = rows(inputs["fa"]), rows(inputs["fb"])
-    return torch.baddbmm(log_mask(inputs, a), a, b.transpose(1, 2), alpha=case.beta).softmax(-1)
+    return scores(log_mask(inputs, a), a, b, case).softmax(-1)
 
 
 def match(case: Case, inputs: Inputs) -> Tensor:
@@ -53,12 +61,16 @@ def match(case: Case, inputs: Inputs) -> Tensor:
 
 
 def match_both(case: Case, inputs: Inputs) -> Tensor:
-    """Both flows, from one product."""
+    """Both flows, from one product.
+
+    One bias serves both: what is added to a whole row does not change a softmax along it. So that a row or a column
+    without any target stays finite (its flow is replaced by 0), the bias of what is masked is large, not infinite.
+    """
     a, b = rows(inputs["fa"]), rows(inputs["fb"])
-    scores = case.beta * torch.bmm(a, b.transpose(1, 2))
-    there = (scores + log_mask(inputs, a)).softmax(-1)
     turned = {"mask_b": inputs["mask_a"], "mask_a": inputs["mask_b"]} if "mask_a" in inputs else {}
-    back = (scores.transpose(1, 2) + log_mask(turned, a)).softmax(-1)
+    bias = log_mask(inputs, a).clamp(min=MASKED) + log_mask(turned, a).clamp(min=MASKED).transpose(1, 2)
+    logits = scores(bias, a, b, case)
+    there, back = logits.softmax(-1), logits.softmax(1).transpose(1, 2)
     flow_ab = to_flow(there @ positions(*case.b, a).expand(len(a), -1, -1), case, inputs)
     other = Case(a=case.b, b=case.a)
     flow_ba = to_flow(back @ positions(*case.a, a).expand(len(a), -1, -1), other, turned)
@@ -78,18 +90,21 @@ def correlation(case: Case, inputs: Inputs) -> Tensor:
 
 def soft_argmax(case: Case, inputs: Inputs) -> Tensor:
     """The flow."""
-    scores = inputs["corr"].flatten(3).flatten(1, 2)
-    logits = scores * case.beta if "mask_b" not in inputs else log_mask(inputs, scores) + case.beta * scores
+    corr = inputs["corr"].flatten(3).flatten(1, 2)
+    bias = log_mask(inputs, corr)
+    logits = torch.add(bias, corr, alpha=case.beta) if "mask_b" in inputs else corr * case.beta
     p = logits.softmax(-1)
     return to_flow(p @ positions(*case.b, p).expand(len(p), -1, -1), case, {})
 
 
 def sample(x: Tensor, flow: Tensor) -> Tensor:
-    """grid_sample, with the construction of its grid."""
+    """grid_sample, with the construction of its grid (from no list of numbers: on CUDA that waits for the host)."""
     height, width = x.shape[2:]
-    at = positions(flow.shape[2], flow.shape[3], flow).reshape(*flow.shape[2:], 2) + flow.permute(0, 2, 3, 1)
-    size = at.new_tensor([max(width - 1, 1), max(height - 1, 1)])
-    grid = (at * (2 / size) - 1).to(x.dtype)
+    dtype = torch.promote_types(flow.dtype, x.dtype)
+    columns, lines = (torch.arange(n, device=flow.device, dtype=dtype) for n in (flow.shape[3], flow.shape[2]))
+    across = (flow[:, 0] + columns) * (2 / max(width - 1, 1)) - 1
+    down = (flow[:, 1] + lines.unsqueeze(1)) * (2 / max(height - 1, 1)) - 1
+    grid = torch.stack((across, down), -1).to(x.dtype)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
@@ -150,4 +165,12 @@ def _peer(name: str, summary: str, calls: dict[str, Call], **more: Any) -> Peer:
 
 
 PEER = _peer("eager", "plain torch in its best form, which stores the volume; grid_sample", CALLS)
-UNFOLD = _peer("unfold", "plain torch by F.unfold", {"local_correlation": unfold})
+
+
+def _build_unfold(case: Case, device: torch.device) -> Function:
+    if case.a != case.b:
+        raise Unavailable(f"F.unfold gives a window per pixel of b ({case.b}), not of a ({case.a})")
+    return builder(unfold)(case, device)
+
+
+UNFOLD = Peer("unfold", "plain torch by F.unfold", {"local_correlation": _build_unfold}, torch_version)

@@ -16,19 +16,31 @@ from .base import Peer, Unavailable
 from .eager import log_mask, positions, rows, to_flow, torch_version
 
 
+def scores(bias: Tensor | None, a: Tensor, b: Tensor, beta: float) -> Tensor:
+    """(B, n, m) float32 on CUDA: bias (B or 1, 1, m) + beta a b^T of half a (B, n, C) and b (B, m, C); no derivative.
+
+    Into an output of its own: without one, torch copies the bias once more, also where there is none.
+    """
+    shape = (len(a), a.shape[1], b.shape[1])
+    out = a.new_empty(shape, dtype=torch.float32)
+    if bias is not None:
+        out.copy_(bias.expand(shape))
+    return torch.baddbmm(out, a, b.transpose(1, 2), torch.float32, beta=int(bias is not None), alpha=beta, out=out)
+
+
 class _Scores(torch.autograd.Function):
-    """bias + alpha * a b^T in float32 of half a (B, N, C) and b (B, M, C)."""
+    """`scores`, with gradients of a and b."""
 
     @staticmethod
-    def forward(ctx: Any, bias: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    def forward(ctx: Any, bias: Tensor | None, a: Tensor, b: Tensor, beta: float) -> Tensor:
         ctx.save_for_backward(a, b)
-        ctx.alpha = alpha
-        return torch.baddbmm(bias, a, b.transpose(1, 2), alpha=alpha, out_dtype=torch.float32)
+        ctx.beta = beta
+        return scores(bias, a, b, beta)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
-        grad = (grad * ctx.alpha).to(a.dtype)
+        grad = (grad * ctx.beta).to(a.dtype)
         return None, torch.bmm(grad, b), torch.bmm(grad.transpose(1, 2), a), None
 
 
@@ -40,7 +52,7 @@ def _build(case: Case, device: torch.device) -> Function:
 
     def match(inputs: Inputs) -> Tensor:
         a, b = rows(inputs["fa"]), rows(inputs["fb"])
-        bias = log_mask(inputs, a).float().expand(len(a), a.shape[1], b.shape[1])
+        bias = log_mask(inputs, a) if "mask_b" in inputs else None
         p = _Scores.apply(bias, a, b, case.beta).softmax(-1)
         return to_flow(p @ positions(*case.b, p).expand(len(p), -1, -1), case, inputs)
 

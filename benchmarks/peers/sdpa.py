@@ -27,10 +27,10 @@ def _attend(case: Case, inputs: Inputs, values: Tensor, device: torch.device) ->
         q, k = (F.pad(t, (0, padded - t.shape[-1])) for t in (q, k))
     bias = None
     if "mask_b" in inputs:
-        bias = log_mask(inputs, q).unsqueeze(1).expand(len(q), 1, q.shape[2], k.shape[2])
-        spare = -k.shape[2] % 8
-        if cuda and spare:  # the bias must be aligned: a slice of a wider one is
-            bias = F.pad(bias, (0, spare))[..., : k.shape[2]]
+        bias = log_mask(inputs, q).unsqueeze(1)
+        if cuda:  # rows must be aligned, as a slice of wider ones is; padded before it is expanded, so without a volume
+            bias = F.pad(bias, (0, -k.shape[2] % 16))[..., : k.shape[2]]
+        bias = bias.expand(len(q), 1, q.shape[2], k.shape[2])
     backend = SDPBackend.EFFICIENT_ATTENTION if cuda else SDPBackend.FLASH_ATTENTION
     with sdpa_kernel([backend]):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=case.beta)
