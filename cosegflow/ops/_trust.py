@@ -85,7 +85,10 @@ PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, bool, Size], list[Tensor]], tup
     "match": (_match, ((2, 72, 9, 17, 11, 13), (1, 136, 3, 5, 64, 80), (1, 3, 20, 20, 5, 7))),
     "soft_argmax": (_soft_argmax, ((2, 3, 5, 16, 17), (1, 2, 3, 33, 32), (1, 2, 3, 31, 35), (2, 3, 5, 13, 21))),
     "correlation": (_correlation, ((2, 72, 9, 17, 11, 13), (1, 40, 32, 32, 128, 128), (1, 4, 9, 17, 8, 16))),
-    "local_correlation": (_local_correlation, ((2, 19, 9, 37, 7, 41, 4), (1, 8, 5, 33, 5, 33, 5), (1, 3, 4, 9, 5, 7, 1))),
+    "local_correlation": (
+        _local_correlation,
+        ((2, 19, 9, 37, 7, 41, 4), (1, 8, 5, 33, 5, 33, 5), (1, 3, 4, 9, 5, 7, 1)),
+    ),
 }
 
 

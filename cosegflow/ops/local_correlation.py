@@ -21,9 +21,10 @@ def local_correlation(
 ) -> Tensor:
     """out[b, k, p] = <fa[b, :, p], fb[b, :, p + flow(p) + d_k]> for the (2r+1)^2 offsets d_k of a window.
 
-    The offsets run row by row from (-r, -r) to (r, r): ``k = (dy + r) * (2 * r + 1) + dx + r``. Without flow this is the
-    correlation layer of FlowNet (Dosovitskiy et al. 2015, arXiv 1504.06852, equation 1) for patches of one pixel; with
-    flow it is the lookup of RAFT (Teed and Deng 2020, arXiv 2003.12039, section 3.2) at one level, without its volume.
+    The offsets run row by row from (-r, -r) to (r, r): ``k = (dy + r) * (2 * r + 1) + dx + r``. Without flow this is
+    the correlation layer of FlowNet (Dosovitskiy et al. 2015, arXiv 1504.06852, equation 1) for patches of one pixel;
+    with flow it is the lookup of RAFT (Teed and Deng 2020, arXiv 2003.12039, section 3.2) at one level, without its
+    volume.
     Features between pixels are bilinear, outside of ``fb`` they are 0. Nothing of the size of the window times the
     channels is stored.
 
@@ -60,7 +61,9 @@ def local_correlation(
     if transforms_active():
         with without_autocast(fa):
             return reference.local_correlation(fa.to(dtype), fb.to(dtype), radius, flow, normalize)
-    return operators.local_correlation(fa, fb, flow, radius, normalize, use_simple("local_correlation", dtype, fa.device))
+    return operators.local_correlation(
+        fa, fb, flow, radius, normalize, use_simple("local_correlation", dtype, fa.device)
+    )
 
 
 def _as_radius(radius: int) -> int:
