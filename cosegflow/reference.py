@@ -205,9 +205,6 @@ def local_correlation(
     for dy in offsets:
         products = [product(x0 + dx, y0 + dy) for dx in offsets]
         rows.append([left * (1 - wx) + right * wx for left, right in pairwise(products)])
-    planes = [
-        top * (1 - wy) + bottom * wy
-        for above, below in pairwise(rows)
-        for top, bottom in zip(above, below, strict=True)
-    ]
+    pairs = [pair for above, below in pairwise(rows) for pair in zip(above, below, strict=True)]
+    planes = [top * (1 - wy) + bottom * wy for top, bottom in pairs]
     return torch.where(finite.unsqueeze(1), torch.stack(planes, 1), 0.0).to(fa.dtype)

@@ -75,8 +75,7 @@ class FlowWork {
   void backward(int64_t image) {
     pack(image);
     if (p_.grad_fa.data != nullptr || p_.grad_flow.data != nullptr) {
-      for_each_in_slots(runtime_, slots_, p_.height_a,
-                        [&](int64_t slot, int64_t y) { backward_row(image, slot, y); });
+      for_each_in_slots(runtime_, slots_, p_.height_a, [&](int64_t slot, int64_t y) { backward_row(image, slot, y); });
     }
     if (p_.grad_fb.data == nullptr) return;
     parallel_slots(runtime_, slots_, [&](int64_t slot) {

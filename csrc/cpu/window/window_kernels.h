@@ -14,8 +14,8 @@ namespace cosegflow {
 template <class T>
 struct BandTask {
   int64_t channels = 0;
-  int64_t width = 0;      // columns of the sources, a multiple of the vector
-  int64_t shifts = 0;     // column x of a source meets columns x .. x + shifts - 1 of the targets
+  int64_t width = 0;       // columns of the sources, a multiple of the vector
+  int64_t shifts = 0;      // column x of a source meets columns x .. x + shifts - 1 of the targets
   const T* row = nullptr;  // targets, `row_pitch` from channel to channel
   int64_t row_pitch = 0;
   int64_t rows = 1;  // of sources: 1 or 2

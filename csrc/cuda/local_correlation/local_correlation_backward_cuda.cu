@@ -25,8 +25,8 @@ struct Workspace {
 template <class T>
 Status finish(const LocalCorrelationParams& p, const Workspace<T>& w, const Side<T>& side, const View4& result,
               Stream stream) {
-  return launch_flat(&local_correlation_finish_kernel<T>, p.batch * side.positions(), stream, p.batch, side,
-                     w.gradient, static_cast<T*>(result.data));
+  return launch_flat(&local_correlation_finish_kernel<T>, p.batch * side.positions(), stream, p.batch, side, w.gradient,
+                     static_cast<T*>(result.data));
 }
 
 template <class T>

@@ -35,8 +35,8 @@ Status launch_flat(void (*kernel)(P...), int64_t items, Stream stream, A... args
 template <class T>
 Status compute_norms(const LocalCorrelationParams& p, const Sides<T>& s, Stream stream) {
   if (!p.normalize) return {};
-  if (Status status = launch_flat(&local_correlation_norm_kernel<T>, p.batch * s.a.positions(), stream, p.batch, s.a,
-                                  s.norm_a);
+  if (Status status =
+          launch_flat(&local_correlation_norm_kernel<T>, p.batch * s.a.positions(), stream, p.batch, s.a, s.norm_a);
       !status.ok()) {
     return status;
   }

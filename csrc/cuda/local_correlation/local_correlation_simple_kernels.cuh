@@ -23,7 +23,7 @@ namespace cosegflow::local_correlation_cuda {
 
 constexpr int kThreads = 256;
 constexpr int kPlaneThreads = 32;  // where a thread has a whole plane: few threads, spread over all multiprocessors
-constexpr int kRun = 8;  // channels of a thread
+constexpr int kRun = 8;            // channels of a thread
 
 // One image side: its features, and 1 / norm of each pixel (null: not normalized).
 template <class T>
@@ -35,9 +35,7 @@ struct Side {
   const Acc* inverse_norm;  // (B, H, W)
 
   CSF_HD int64_t positions() const { return static_cast<int64_t>(height) * width; }
-  __device__ __forceinline__ bool inside(int y, int x) const {
-    return y >= 0 && y < height && x >= 0 && x < width;
-  }
+  __device__ __forceinline__ bool inside(int y, int x) const { return y >= 0 && y < height && x >= 0 && x < width; }
   __device__ __forceinline__ const T* pixel(int64_t b, int y, int x) const {
     const View4& f = features;
     return static_cast<const T*>(f.data) + b * f.stride[0] + y * f.stride[2] + x * f.stride[3];
@@ -100,9 +98,7 @@ __device__ __forceinline__ accumulate_t<T> gradient_to_product(const Window<accu
   return w.between ? window_gradient(i, j, grad.side, w.wy, w.wx, grad) : grad(i, j);
 }
 
-__device__ __forceinline__ int64_t flat_thread() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
+__device__ __forceinline__ int64_t flat_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
