@@ -2,7 +2,7 @@
 
 from cosegflow._library import is_available
 from cosegflow._version import __version__
-from cosegflow.ops import correlation, match, soft_argmax, warmup, warp
+from cosegflow.ops import correlation, match, soft_argmax, transfer, warmup, warp
 from cosegflow.types import IndexedMatches, Matches
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "is_available",
     "match",
     "soft_argmax",
+    "transfer",
     "warmup",
     "warp",
 ]

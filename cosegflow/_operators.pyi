@@ -77,5 +77,35 @@ class Operators:
         need_mask_b: bool,
         need_beta: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+    def transfer(
+        self,
+        fa: Tensor,
+        fb: Tensor,
+        values: Tensor,
+        mask_a: Tensor | None,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        normalize: bool = True,
+        simple: bool = False,
+    ) -> tuple[Tensor, Tensor]: ...
+    def transfer_backward(
+        self,
+        grad_out: Tensor,
+        fa: Tensor,
+        fb: Tensor,
+        values: Tensor,
+        mask_a: Tensor | None,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        normalize: bool,
+        simple: bool,
+        need_fa: bool,
+        need_fb: bool,
+        need_values: bool,
+        need_mask_b: bool,
+        need_beta: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 operators: Operators

@@ -40,6 +40,11 @@ def _match():
     return (features(), features(height=2, width=5), mask_a, soft_mask(2, 2, 5), torch.tensor([3.0, -2.0]).double())
 
 
+def _transfer():
+    fa, fb, mask_a, mask_b, beta = _match()
+    return (fa, fb, torch.randn(2, 3, 2, 5).double(), mask_a, mask_b, beta)
+
+
 def _call_warp(x, flow):
     return cosegflow.warp(x, flow)
 
@@ -56,12 +61,17 @@ def _call_match(fa, fb, mask_a, mask_b, beta):
     return cosegflow.match(fa, fb, mask_a, mask_b, beta=beta)[:2]
 
 
+def _call_transfer(fa, fb, values, mask_a, mask_b, beta):
+    return cosegflow.transfer(fa, fb, values, mask_a, mask_b, beta=beta)
+
+
 # name -> (inputs, public function of them, how many of the inputs are operator arguments, differentiable inputs)
 TABLE = {
     "warp": (_warp, _call_warp, (0, 1)),
     "correlation": (_correlation, _call_correlation, (0, 1)),
     "soft_argmax": (_soft_argmax, _call_soft_argmax, (0, 1, 2)),
     "match": (_match, _call_match, (0, 1, 3, 4)),
+    "transfer": (_transfer, _call_transfer, (0, 1, 2, 4, 5)),
 }
 ALL = pytest.mark.parametrize("name", TABLE)
 
@@ -114,6 +124,10 @@ BACKWARD_ARGUMENTS = {
     "match": lambda i: (
         torch.randn(2, 2, 4, 3).double(), torch.randn(2, 4, 3).double(), *i,
         *(o.detach() for o in torch.ops.cosegflow.match(*i)[:2]), True, False, True, True, True, True,
+    ),
+    "transfer": lambda i: (
+        torch.randn(2, 3, 4, 3).double(), *i, *(o.detach() for o in torch.ops.cosegflow.transfer(*i)), True, False,
+        True, True, True, True, True,
     ),
 }  # fmt: skip
 

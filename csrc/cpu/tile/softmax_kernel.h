@@ -149,7 +149,13 @@ void softmax_gradient(const GradientTile<T>& t) {
 }
 
 template <class T>
-constexpr TileKernels<T> kTable = {kWidth<T>, multiply<T>, multiply_transposed<T>, softmax<T>, softmax_gradient<T>};
+void softmax_weights(const WeightsTile<T>& t);  // transfer_kernel.h
+template <class T>
+void transfer_gradient(const TransferGradientTile<T>& t);
+
+template <class T>
+constexpr TileKernels<T> kTable = {kWidth<T>,           multiply<T>,        multiply_transposed<T>, softmax<T>,
+                                   softmax_gradient<T>, softmax_weights<T>, transfer_gradient<T>};
 
 }  // namespace CSF_ISA
 }  // namespace cosegflow
