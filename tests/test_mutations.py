@@ -15,6 +15,8 @@ if shutil.which("g++") is None:
 HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16]"  # the tensor-core kernel
 SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32]"  # the FMA kernel
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
+TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32]"
+CHUNKS = "tests/test_transfer.py::test_backward_in_chunks"
 
 # Without torch, so that the sanitizer build can run them.
 MATCH_HALF = """
@@ -31,6 +33,8 @@ MMA_TILE = "csrc/cuda/mma_tile_product.cuh"
 SIMT_TILE = "csrc/cuda/tile_product.cuh"
 FORWARD = "csrc/cuda/match/match_forward_kernel.cuh"
 COMMON = "csrc/cuda/match/match_common.cuh"
+TRANSFER_TILE = "csrc/cuda/transfer/transfer_tile_kernels.cuh"
+TRANSFER_HOST = "csrc/cuda/transfer/transfer_cuda.cu"
 WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
 WARP_MATH = "csrc/common/warp_math.h"
 
@@ -87,6 +91,13 @@ BUGS = [
         says="AddressSanitizer"),
     Bug("tap one pixel beyond the image", WARP_MATH, "&& x >= 0 && x < width &&", "&& x >= 0 && x <= width &&",
         op="warp", test=WARP),
+    Bug("delta forgotten", TRANSFER_TILE, "p * (dscore[at] - data.extra)", "p * dscore[at]", op="transfer",
+        test=TRANSFER),
+    Bug("barrier dropped before the sums of a column", TRANSFER_TILE,
+        "if (args.columns == nullptr) return;\n      __syncthreads();", "if (args.columns == nullptr) return;",
+        op="transfer", test=TRANSFER),
+    Bug("chunks overwrite each other", TRANSFER_HOST, "args.accumulate = chunk.row_begin > 0;",
+        "args.accumulate = false;", op="transfer", test=CHUNKS),
 ]  # fmt: skip
 
 

@@ -66,8 +66,8 @@ def compare(backend, shape, channels, kind, dtype, beta, normalize=True, values_
         if dtype == torch.float64:
             assert_close(a, e, 1e-9, name)
             continue
-        # Beyond the rule: the backward's p = exp(logit - lse) has the rounding of the saved lse, row by row; the gradient
-        # of beta sums the rows, each of the size of its incoming gradient.
+        # Beyond the rule: the backward's p = exp(logit - lse) has the rounding of the saved lse, row by row; the
+        # gradient of beta sums the rows, each of the size of its incoming gradient.
         slack = (30 + size * (grad.norm().item() if name == "grad beta" else 1.0)) * EPS[torch.float32]
         rounded = {"grad fa": dtype, "grad fb": dtype, "grad values": values.dtype}.get(name)
         assert_no_worse(a, p, e, slack + (EPS[rounded] if rounded in HALF else 0.0), name)
@@ -302,7 +302,7 @@ F4, V4 = torch.zeros(1, 3, 4, 5), torch.zeros(1, 2, 4, 5)
         (ValueError, lambda: cosegflow.transfer(torch.zeros(3, 4, 5), F4, V4), r"fa must have shape \(B, C, H, W\)"),
         (TypeError, lambda: cosegflow.transfer(F4, F4.half(), V4), r"fb must have the dtype of fa"),
         (TypeError, lambda: cosegflow.transfer(F4, F4, [1.0]), r"values must be a tensor, got list"),
-        (TypeError, lambda: cosegflow.transfer(F4, F4, V4.long()), r"values must be float16.* got torch.int64; for lab"),
+        (TypeError, lambda: cosegflow.transfer(F4, F4, V4.long()), r"values must be float16.* got torch.int64; for"),
         (TypeError, lambda: cosegflow.transfer(F4, F4, V4.bool()), r"values must be float16.* got torch.bool"),
         (ValueError, lambda: cosegflow.transfer(F4, F4, V4[0]), r"values must have shape \(1, V, 4, 5\)"),
         (ValueError, lambda: cosegflow.transfer(F4, F4, V4[:, :0]), r"values must have shape .* with V >= 1"),

@@ -44,9 +44,9 @@ def transfer(
         normalize: divide each feature by max(its L2 norm over C, 1e-12), fused.
 
     Returns:
-        (B, V, Ha, Wa) in the dtype of ``values``, accumulated in float32 (float64 where ``fa`` or ``values`` are). Where
-        nothing matches: 0, and every gradient through it is 0. Gradients flow to ``fa``, ``fb``, ``values``, ``mask_b``
-        and ``beta``.
+        (B, V, Ha, Wa) in the dtype of ``values``, accumulated in float32 (float64 where ``fa`` or ``values`` are).
+        Where nothing matches: 0, and every gradient through it is 0. Gradients flow to ``fa``, ``fb``, ``values``,
+        ``mask_b`` and ``beta``.
 
     Raises:
         TypeError: a dtype that is not floating (or bool, for masks), or two dtypes of features.
