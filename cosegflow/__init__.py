@@ -10,6 +10,7 @@ from cosegflow.ops import (
     match_both,
     resize_flow,
     soft_argmax,
+    transfer,
     warmup,
     warp,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "match_both",
     "resize_flow",
     "soft_argmax",
+    "transfer",
     "warmup",
     "warp",
 ]

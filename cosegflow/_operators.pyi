@@ -91,6 +91,11 @@ class Operators:
         self,
         fa: Tensor,
         fb: Tensor,
+    def transfer(
+        self,
+        fa: Tensor,
+        fb: Tensor,
+        values: Tensor,
         mask_a: Tensor | None,
         mask_b: Tensor | None,
         beta: Tensor,
@@ -130,6 +135,8 @@ class Operators:
         simple: bool = False,
     ) -> Tensor: ...
     def local_correlation_backward(
+    ) -> tuple[Tensor, Tensor]: ...
+    def transfer_backward(
         self,
         grad_out: Tensor,
         fa: Tensor,
@@ -142,5 +149,19 @@ class Operators:
         need_fb: bool,
         need_flow: bool,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
+        values: Tensor,
+        mask_a: Tensor | None,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        normalize: bool,
+        simple: bool,
+        need_fa: bool,
+        need_fb: bool,
+        need_values: bool,
+        need_mask_b: bool,
+        need_beta: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 operators: Operators

@@ -117,6 +117,38 @@ def match_both(
     return match(fa, fb, mask_a, mask_b, beta, normalize), match(fb, fa, mask_b, mask_a, beta, normalize)
 
 
+def transfer(
+    fa: Tensor,
+    fb: Tensor,
+    values: Tensor,
+    mask_a: Tensor | None,
+    mask_b: Tensor | None,
+    beta: Tensor,
+    normalize: bool = True,
+) -> Tensor:
+    """out[b,v,i] = sum_j p_ij values[b,v,j] with the p of match; values of excluded targets are never read."""
+    acc = accumulate_dtype(torch.promote_types(fa.dtype, values.dtype))
+    a, b, v = fa.to(acc), fb.to(acc), values.to(acc)
+    allowed = torch.ones((), dtype=torch.bool, device=fa.device)
+    log_weight = torch.zeros((), dtype=acc, device=fa.device)
+    if mask_b is not None:
+        chosen = (mask_b > 0).unsqueeze(1)
+        b, v = torch.where(chosen, b, 0.0), torch.where(chosen, v, 0.0)
+        weights = mask_weights(mask_b, torch.float64 if mask_b.dtype == torch.float64 else acc).flatten(1).unsqueeze(1)
+        allowed = weights > 0
+        log_weight = torch.where(allowed, weights, 1.0).log().to(acc)
+    if mask_a is not None:
+        a = torch.where(mask_a.unsqueeze(1) > 0, a, 0.0)
+        allowed = allowed & (mask_a.flatten(1).unsqueeze(2) > 0)
+    scores = correlation(a, b, normalize=normalize).flatten(3).flatten(1, 2)  # (B, Na, Nb)
+    logits = beta.to(acc).reshape(-1, 1, 1) * scores + log_weight
+    allowed = allowed.expand_as(logits)
+    row_ok = allowed.any(-1, keepdim=True)
+    p = torch.where(allowed, torch.where(allowed | ~row_ok, logits, -torch.inf).softmax(-1), 0.0)
+    out = torch.where(row_ok, p @ v.flatten(2).transpose(1, 2), 0.0)  # (B, Na, V)
+    return out.transpose(1, 2).unflatten(2, fa.shape[2:]).to(values.dtype)
+
+
 def warp(x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> tuple[Tensor, Tensor]:
     """(out, valid): out[b,c,i,j] = x[b,c] at (j + flow_x, i + flow_y); valid: that point lies in the image."""
     batch, channels, height, width = x.shape

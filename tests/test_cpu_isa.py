@@ -12,7 +12,7 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.parametrize("isa", ["avx2", "scalar"])
 def test_the_same_tests_pass(isa):
-    names = ("match", "match_both", "correlation", "soft_argmax", "warp", "warp_cpu", "local_correlation")
+    names = ("match", "match_both", "transfer", "correlation", "soft_argmax", "warp", "warp_cpu", "local_correlation")
     files = [str(TESTS / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     command += ["-k", "cpu and (masks or shapes or values or many_tiles or huge or large_images)"]

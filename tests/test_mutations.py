@@ -18,6 +18,8 @@ BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16]"
 BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
+TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32]"
+CHUNKS = "tests/test_transfer.py::test_backward_in_chunks"
 
 # Without torch, so that the sanitizer build can run them.
 MATCH_HALF = """
@@ -37,6 +39,8 @@ COMMON = "csrc/cuda/match/match_common.cuh"
 BOTH_FORWARD = "csrc/cuda/match_both/match_both_forward_kernel.cuh"
 BOTH_HOST = "csrc/cuda/match_both/match_both_forward_cuda.cu"
 BOTH_GRADIENT = "csrc/cuda/match_both/match_both_gradient_kernel.cuh"
+TRANSFER_TILE = "csrc/cuda/transfer/transfer_tile_kernels.cuh"
+TRANSFER_HOST = "csrc/cuda/transfer/transfer_cuda.cu"
 WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
 WARP_MATH = "csrc/common/warp_math.h"
 CYCLE = "tests/test_cycle_error.py::test_values_and_gradients[hostsim-False-dtype1-shape4]"
@@ -123,6 +127,13 @@ BUGS = [
         op="local_correlation", test=LOCAL.format("grid")),
     Bug("slope of the flow with the wrong sign", WINDOW_MATH, "return {A(-1), A(1)};", "return {A(1), A(-1)};",
         op="local_correlation", test=LOCAL.format("flow")),
+    Bug("delta forgotten", TRANSFER_TILE, "p * (dscore[at] - data.extra)", "p * dscore[at]", op="transfer",
+        test=TRANSFER),
+    Bug("barrier dropped before the sums of a column", TRANSFER_TILE,
+        "if (args.columns == nullptr) return;\n      __syncthreads();", "if (args.columns == nullptr) return;",
+        op="transfer", test=TRANSFER),
+    Bug("chunks overwrite each other", TRANSFER_HOST, "args.accumulate = chunk.row_begin > 0;",
+        "args.accumulate = false;", op="transfer", test=CHUNKS),
 ]  # fmt: skip
 
 

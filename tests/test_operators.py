@@ -54,6 +54,11 @@ def _local_correlation():
     return (features(), features(height=3, width=5), flow)
 
 
+def _transfer():
+    fa, fb, mask_a, mask_b, beta = _match()
+    return (fa, fb, torch.randn(2, 3, 2, 5).double(), mask_a, mask_b, beta)
+
+
 def _call_warp(x, flow):
     return cosegflow.warp(x, flow)
 
@@ -83,6 +88,10 @@ def _call_local_correlation(fa, fb, flow):
     return cosegflow.local_correlation(fa, fb, 1, flow, normalize=True)
 
 
+def _call_transfer(fa, fb, values, mask_a, mask_b, beta):
+    return cosegflow.transfer(fa, fb, values, mask_a, mask_b, beta=beta)
+
+
 # name -> (inputs, public function of them, how many of the inputs are operator arguments, differentiable inputs)
 TABLE = {
     "warp": (_warp, _call_warp, (0, 1)),
@@ -92,6 +101,7 @@ TABLE = {
     "match": (_match, _call_match, (0, 1, 3, 4)),
     "match_both": (_match_both, _call_match_both, (0, 1, 2, 3, 4)),
     "local_correlation": (_local_correlation, _call_local_correlation, (0, 1, 2)),
+    "transfer": (_transfer, _call_transfer, (0, 1, 2, 4, 5)),
 }
 ALL = pytest.mark.parametrize("name", TABLE)
 FURTHER_ARGUMENTS = {"local_correlation": (1, True)}  # of the operator, without defaults, after the inputs
@@ -153,6 +163,10 @@ BACKWARD_ARGUMENTS = {
         *(torch.ops.cosegflow.match_both(*i)[k].detach() for k in (0, 1, 3, 4)), True, False, *(True,) * 5,
     ),
     "local_correlation": lambda i: (torch.randn(2, 9, 4, 3).double(), *i, 1, True, False, True, True, True),
+    "transfer": lambda i: (
+        torch.randn(2, 3, 4, 3).double(), *i, *(o.detach() for o in torch.ops.cosegflow.transfer(*i)), True, False,
+        True, True, True, True, True,
+    ),
 }  # fmt: skip
 
 

@@ -47,6 +47,17 @@ def hostsim_operators(spoil: str | None = None):
         )
         return spoiled("match_both_backward", simple, results)
 
+    def transfer(fa, fb, values, mask_a, mask_b, beta, normalize, simple):
+        beta = backends.beta_per_image(beta, fa.shape[0])
+        results = module.transfer(*convert((fa, fb, values, mask_a, mask_b)), beta, normalize, simple)
+        return spoiled("transfer", simple, results)
+
+    def transfer_backward(grad, fa, fb, values, mask_a, mask_b, beta, out, lse, normalize, simple, *need):
+        beta = backends.beta_per_image(beta, fa.shape[0])
+        arrays = convert((grad, fa, fb, values, mask_a, mask_b)), convert((out, lse))
+        results = module.transfer_backward(*arrays[0], beta, *arrays[1], normalize, simple, need)
+        return spoiled("transfer_backward", simple, results)
+
     def soft_argmax(corr, mask_b, beta, simple):
         beta = backends.beta_per_image(beta, corr.shape[0])
         return spoiled("soft_argmax", simple, module.soft_argmax(*convert((corr, mask_b)), beta, simple))
@@ -69,7 +80,8 @@ def hostsim_operators(spoil: str | None = None):
         return spoiled("local_correlation", simple, [out])[0]
 
     found = (match, match_backward, match_both, match_both_backward, soft_argmax, soft_argmax_backward, correlation)
-    return types.SimpleNamespace(**{f.__name__: f for f in (*found, correlation_backward, local_correlation)})
+    found += (correlation_backward, local_correlation, transfer, transfer_backward)
+    return types.SimpleNamespace(**{f.__name__: f for f in found})
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

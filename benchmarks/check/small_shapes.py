@@ -48,7 +48,7 @@ class Call:
     """Under torch.use_deterministic_algorithms."""
 
 
-FEATURES = ("fa", "fb", "x", "corr")
+FEATURES = ("fa", "fb", "x", "corr", "values")
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -121,6 +121,16 @@ def _match_both(t: Inputs, simple: bool) -> Any:
     return operators.match_both(t["fa"], t["fb"], t.get("mask_a"), t.get("mask_b"), t["beta"], True, simple)
 
 
+def _transferred(size: tuple[int, ...], generator: torch.Generator) -> Inputs:
+    """A masked pair and more values than one pass of the fast kernel takes."""
+    b, *_, hb, wb = size
+    return {**_masked_pair(size, generator), "values": _random((b, 35, hb, wb), generator)}
+
+
+def _transfer(t: Inputs, simple: bool) -> Any:
+    return operators.transfer(t["fa"], t["fb"], t["values"], t["mask_a"], t["mask_b"], t["beta"], True, simple)
+
+
 def _window(size: tuple[int, ...], generator: torch.Generator) -> Inputs:
     """A pair with a flow that also leaves the image, and is not a number once."""
     return {**_pair(size, generator), "flow": _image((*size[:1], 1, *size[2:]), generator)["flow"]}
@@ -150,6 +160,7 @@ CALLS: dict[str, Call] = {
     "warp border": Call("warp", PAIRS[:3], _image, _warp("bilinear", "border"), deterministic=True),
     "warp nearest": Call("warp", PAIRS[:3], _image, _warp("nearest", "zeros")),
     "match_both": Call("match_both", PAIRS, _masked_pair, _match_both),
+    "transfer": Call("transfer", PAIRS, _transferred, _transfer),
     "local_correlation": Call("local_correlation", PAIRS, _pair, _local),
     "local_correlation flow": Call("local_correlation", PAIRS[:3], _window, _local),
     "local_correlation bits": Call("local_correlation", PAIRS[1:3], _window, _local, deterministic=True),
@@ -163,6 +174,9 @@ PUBLIC: dict[str, Callable[[Inputs], tuple[Tensor, ...]]] = {
     "warp bilinear": lambda t: cosegflow.warp(t["x"], t["flow"], return_valid=True),
     "match_both": lambda t: sum(
         (m[:3] for m in cosegflow.match_both(t["fa"], t["fb"], t["mask_a"], t["mask_b"], beta=t["beta"])), ()
+    ),
+    "transfer": lambda t: (
+        cosegflow.transfer(t["fa"], t["fb"], t["values"], t["mask_a"], t["mask_b"], beta=t["beta"]),
     ),
     "local_correlation flow": lambda t: (cosegflow.local_correlation(t["fa"], t["fb"], 2, t["flow"], normalize=True),),
     "cycle_error": lambda t: cosegflow.cycle_error(t["flow_ab"], t["flow_ba"]),

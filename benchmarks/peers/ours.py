@@ -13,7 +13,7 @@ from .base import Peer, Unavailable
 
 
 def _match_both(case: Case, i: Inputs) -> Tensor:
-    there, back = cosegflow.match_both(i["fa"], i["fb"], i.get("mask_a"), i.get("mask_b"), beta=case.beta)  # type: ignore[attr-defined]
+    there, back = cosegflow.match_both(i["fa"], i["fb"], i.get("mask_a"), i.get("mask_b"), beta=case.beta)
     return torch.cat((there.flow.flatten(1), back.flow.flatten(1)), 1)
 
 
@@ -23,11 +23,11 @@ CALLS: dict[str, Callable[[Case, Inputs], Tensor]] = {
     "correlation": lambda c, i: cosegflow.correlation(i["fa"], i["fb"], normalize=True),
     "soft_argmax": lambda c, i: cosegflow.soft_argmax(i["corr"], i.get("mask_b"), beta=c.beta).flow,
     "match_both": _match_both,
-    "transfer": lambda c, i: cosegflow.transfer(  # type: ignore[attr-defined]
+    "transfer": lambda c, i: cosegflow.transfer(
         i["fa"], i["fb"], i["values"], i.get("mask_a"), i.get("mask_b"), beta=c.beta
     ),
-    "local_correlation": lambda c, i: cosegflow.local_correlation(i["fa"], i["fb"], c.radius),  # type: ignore[attr-defined]
-    "cycle_error": lambda c, i: cosegflow.cycle_error(i["flow_ab"], i["flow_ba"])[0],  # type: ignore[attr-defined]
+    "local_correlation": lambda c, i: cosegflow.local_correlation(i["fa"], i["fb"], c.radius),
+    "cycle_error": lambda c, i: cosegflow.cycle_error(i["flow_ab"], i["flow_ba"])[0],
 }
 
 

@@ -8,6 +8,7 @@ from cosegflow.ops.match import match
 from cosegflow.ops.match_both import match_both
 from cosegflow.ops.resize_flow import resize_flow
 from cosegflow.ops.soft_argmax import soft_argmax
+from cosegflow.ops.transfer import transfer
 from cosegflow.ops.warp import warp
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "match_both",
     "resize_flow",
     "soft_argmax",
+    "transfer",
     "warmup",
     "warp",
 ]

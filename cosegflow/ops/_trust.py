@@ -64,6 +64,21 @@ def _match_both(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor
     return [*(torch.where(torch.isneginf(o), 0.0, o) for o in outputs), *grads]
 
 
+def _transfer(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
+    b, c, ha, wa, hb, wb = size
+    fa, fb = _wave((b, c, ha, wa), 0.7, like).to(like.dtype), _wave((b, c, hb, wb), 1.3, like).to(like.dtype)
+    acc = accumulate_dtype(like.dtype)
+    values = _wave((b, 11, hb, wb), 0.37, like).to(like.dtype)
+    mask_a, mask_b = _wave((b, ha, wa), 2.1, like) > -0.5, _wave((b, hb, wb), 1.7, like).clamp(min=0).to(acc)
+    beta = torch.full((), 12.0, device=like.device, dtype=acc)
+    out, lse = ops.transfer(fa, fb, values, mask_a, mask_b, beta, True, simple)
+    grads = ops.transfer_backward(
+        _wave((b, 11, ha, wa), 0.9, like).to(acc), fa, fb, values, mask_a, mask_b, beta, out, lse, True, simple, True,
+        True, True, True, True,
+    )  # fmt: skip
+    return [out, torch.where(torch.isfinite(lse), lse, 0.0), *grads]
+
+
 def _soft_argmax(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
     b, ha, wa, hb, wb = size
     corr = _wave(size, 0.7, like).to(like.dtype)
@@ -98,6 +113,7 @@ def _local_correlation(ops: Any, like: Tensor, simple: bool, size: Size) -> list
 PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, bool, Size], list[Tensor]], tuple[Size, ...]]] = {
     "match": (_match, ((2, 72, 9, 17, 11, 13), (1, 136, 3, 5, 64, 80), (1, 3, 20, 20, 5, 7))),
     "match_both": (_match_both, ((2, 72, 9, 17, 11, 13), (1, 136, 64, 80, 3, 5), (1, 3, 20, 20, 5, 7))),
+    "transfer": (_transfer, ((2, 72, 9, 17, 11, 13), (1, 136, 3, 5, 64, 80), (1, 3, 20, 20, 5, 7))),
     "soft_argmax": (_soft_argmax, ((2, 3, 5, 16, 17), (1, 2, 3, 33, 32), (1, 2, 3, 31, 35), (2, 3, 5, 13, 21))),
     "correlation": (_correlation, ((2, 72, 9, 17, 11, 13), (1, 40, 32, 32, 128, 128), (1, 4, 9, 17, 8, 16))),
     "local_correlation": (

@@ -18,6 +18,7 @@
 #include "cpu/tile/product_kernel.h"
 #include "cpu/tile/softmax_both_kernel.h"
 #include "cpu/tile/softmax_kernel.h"
+#include "cpu/tile/transfer_kernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

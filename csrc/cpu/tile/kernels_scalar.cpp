@@ -9,6 +9,7 @@
 #include "cpu/tile/product_kernel.h"
 #include "cpu/tile/softmax_both_kernel.h"
 #include "cpu/tile/softmax_kernel.h"
+#include "cpu/tile/transfer_kernel.h"
 
 namespace cosegflow {
 const TileKernels<float> kScalarFloat = scalar::kTable<float>;

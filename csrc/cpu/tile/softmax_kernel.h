@@ -149,9 +149,14 @@ void softmax_gradient(const GradientTile<T>& t) {
 }
 
 template <class T>
+void softmax_weights(const WeightsTile<T>& t);  // transfer_kernel.h
+template <class T>
+void transfer_gradient(const TransferGradientTile<T>& t);
+
+template <class T>
 constexpr TileKernels<T> kTable = {
-    kWidth<T>,           multiply<T>,        multiply_transposed<T>, softmax<T>,
-    softmax_gradient<T>, softmax_columns<T>, both_gradient<T>,
+    kWidth<T>,          multiply<T>,      multiply_transposed<T>, softmax<T>,           softmax_gradient<T>,
+    softmax_columns<T>, both_gradient<T>, softmax_weights<T>,     transfer_gradient<T>,
 };
 
 }  // namespace CSF_ISA

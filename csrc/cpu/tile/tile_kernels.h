@@ -82,6 +82,32 @@ struct BothGradientTile {
   double* beta_sum = nullptr;  // += the sum of both d_logit * s
 };
 
+// Online softmax over a tile of scores whose values are vectors, kept elsewhere: each score is replaced by its weight
+// e = 2^(logit - largest logit of the row so far), and what was summed so far has to be multiplied by `keep`.
+template <class T>
+struct WeightsTile {
+  Panels<T> scores;
+  int64_t rows = 0, columns = 0;
+  T slope = 0;
+  const T* log_weight = nullptr;  // as in SoftmaxTile, like the running state of each row
+  T *peak_score = nullptr, *peak_weight = nullptr;
+  double* sum = nullptr;
+  T* keep = nullptr;  // of each row: written
+};
+
+// The gradient of such a softmax. `products` holds the inner product of the row's incoming gradient and the column's
+// value and is replaced by the probability p; scores s are replaced by the gradient to them,
+//   p = 2^(slope s + log_weight - lse),   d_logit = p (product + offset),   d_s = beta d_logit.
+template <class T>
+struct TransferGradientTile {
+  Panels<T> scores, products;
+  int64_t rows = 0, columns = 0;
+  T slope = 0, beta = 0;
+  const T* log_weight = nullptr;
+  const T *lse = nullptr, *offset = nullptr;          // of each row; lse in base 2
+  double *column_sum = nullptr, *beta_sum = nullptr;  // as in GradientTile
+};
+
 constexpr int64_t kRowBlock = 8;  // at most; where it is less, panel widths are multiples of that
 
 template <class T>
@@ -98,6 +124,8 @@ struct TileKernels {
   void (*softmax_gradient)(const GradientTile<T>&);
   void (*softmax_columns)(const ColumnTile<T>&);
   void (*both_gradient)(const BothGradientTile<T>&);
+  void (*softmax_weights)(const WeightsTile<T>&);
+  void (*transfer_gradient)(const TransferGradientTile<T>&);
 };
 
 // The table for this machine, or for the lower instruction set that COSEGFLOW_CPU_ISA=scalar|avx2|avx512 asks for.
