@@ -91,11 +91,6 @@ class Operators:
         self,
         fa: Tensor,
         fb: Tensor,
-    def transfer(
-        self,
-        fa: Tensor,
-        fb: Tensor,
-        values: Tensor,
         mask_a: Tensor | None,
         mask_b: Tensor | None,
         beta: Tensor,
@@ -135,8 +130,6 @@ class Operators:
         simple: bool = False,
     ) -> Tensor: ...
     def local_correlation_backward(
-    ) -> tuple[Tensor, Tensor]: ...
-    def transfer_backward(
         self,
         grad_out: Tensor,
         fa: Tensor,
@@ -149,6 +142,22 @@ class Operators:
         need_fb: bool,
         need_flow: bool,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def transfer(
+        self,
+        fa: Tensor,
+        fb: Tensor,
+        values: Tensor,
+        mask_a: Tensor | None,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        normalize: bool = True,
+        simple: bool = False,
+    ) -> tuple[Tensor, Tensor]: ...
+    def transfer_backward(
+        self,
+        grad_out: Tensor,
+        fa: Tensor,
+        fb: Tensor,
         values: Tensor,
         mask_a: Tensor | None,
         mask_b: Tensor | None,

@@ -31,7 +31,7 @@ def as_tuple(result):
 
 def twice(inputs):
     """Two problems, stacked: the second with other values."""
-    return tuple(torch.stack((i, i.roll(1, 0) * 0.9)) for i in inputs)
+    return tuple(torch.stack((i, (i.roll(1, 0) if i.dim() else i) * 0.9)) for i in inputs)
 
 
 @ALL
