@@ -300,7 +300,7 @@ def test_rows_survive_a_file(tmp_path):
     ("options", "words"),
     [
         (("--works", "mach"), "--works: unknown mach; valid: all, match, warp"),
-        (("--peers", "eagre"), "--peers: unknown peer eagre; valid: all, default, cosegflow, eager"),
+        (("--peers", "eagre"), "--peers: unknown peer eagre; valid: all, default, cosegflow, two-calls, eager"),
         (("--peers", "kornia", "--works", "match"), "--peers: none of kornia does any of match"),
         (("--sizes", "huge"), "--sizes: a size has the keys"),
         (("--directions", "up"), "--directions: unknown up; valid: all, forward, backward, both"),

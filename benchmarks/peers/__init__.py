@@ -7,6 +7,7 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         ours.PEER,
+        ours.TWO_CALLS,
         eager.PEER,
         float32_scores.PEER,
         eager.UNFOLD,

@@ -46,3 +46,21 @@ PEER = Peer(
     works={work: _builder(work) for work in CALLS},
     version=lambda: cosegflow.__version__,
 )
+
+
+def _two_calls(case: Case, device: torch.device) -> Function:
+    def call(i: Inputs) -> Tensor:
+        mask_a, mask_b = i.get("mask_a"), i.get("mask_b")
+        there = cosegflow.match(i["fa"], i["fb"], mask_a, mask_b, beta=case.beta)
+        back = cosegflow.match(i["fb"], i["fa"], mask_b, mask_a, beta=case.beta)
+        return torch.cat((there.flow.flatten(1), back.flow.flatten(1)), 1)
+
+    return call
+
+
+TWO_CALLS = Peer(
+    name="two-calls",
+    summary="cosegflow.match, once in each direction",
+    works={"match_both": _two_calls},
+    version=lambda: cosegflow.__version__,
+)

@@ -1,5 +1,5 @@
-// Which window kernels this machine runs: those of the instruction set that the tile kernels have.
-#include "cpu/tile/tile_kernels.h"
+// Which window kernels this machine runs.
+#include "cpu/tile/isa.h"
 #include "cpu/window/window_kernels.h"
 
 namespace cosegflow {
@@ -7,9 +7,8 @@ namespace cosegflow {
 template <>
 const WindowKernels<float>& window_kernels<float>() {
 #if defined(__x86_64__)
-  const TileKernels<float>* const chosen = &tile_kernels<float>();
-  if (chosen == &kAvx512Float) return kAvx512WindowFloat;
-  if (chosen == &kAvx2Float) return kAvx2WindowFloat;
+  if (chosen_isa() == 2) return kAvx512WindowFloat;
+  if (chosen_isa() == 1) return kAvx2WindowFloat;
 #endif
   return kScalarWindowFloat;
 }
@@ -17,9 +16,8 @@ const WindowKernels<float>& window_kernels<float>() {
 template <>
 const WindowKernels<double>& window_kernels<double>() {
 #if defined(__x86_64__)
-  const TileKernels<double>* const chosen = &tile_kernels<double>();
-  if (chosen == &kAvx512Double) return kAvx512WindowDouble;
-  if (chosen == &kAvx2Double) return kAvx2WindowDouble;
+  if (chosen_isa() == 2) return kAvx512WindowDouble;
+  if (chosen_isa() == 1) return kAvx2WindowDouble;
 #endif
   return kScalarWindowDouble;
 }
