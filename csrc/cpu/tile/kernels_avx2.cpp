@@ -17,6 +17,7 @@
 
 #include "cpu/tile/product_kernel.h"
 #include "cpu/tile/softmax_kernel.h"
+#include "cpu/tile/window_kernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

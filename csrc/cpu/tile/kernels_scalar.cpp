@@ -8,6 +8,7 @@
 
 #include "cpu/tile/product_kernel.h"
 #include "cpu/tile/softmax_kernel.h"
+#include "cpu/tile/window_kernel.h"
 
 namespace cosegflow {
 const TileKernels<float> kScalarFloat = scalar::kTable<float>;

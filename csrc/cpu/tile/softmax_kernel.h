@@ -148,8 +148,17 @@ void softmax_gradient(const GradientTile<T>& t) {
   t.log_weight != nullptr ? gradient_panels<T, true>(t) : gradient_panels<T, false>(t);
 }
 
+// window_kernel.h
 template <class T>
-constexpr TileKernels<T> kTable = {kWidth<T>, multiply<T>, multiply_transposed<T>, softmax<T>, softmax_gradient<T>};
+void peaks(const PeakTile<T>& t);
+template <class T>
+void window(const WindowTile<T>& t);
+template <class T>
+void window_gradient(const WindowTile<T>& t);
+
+template <class T>
+constexpr TileKernels<T> kTable = {kWidth<T>, multiply<T>, multiply_transposed<T>, softmax<T>, softmax_gradient<T>,
+                                   peaks<T>,  window<T>,   window_gradient<T>};
 
 }  // namespace CSF_ISA
 }  // namespace cosegflow

@@ -7,12 +7,15 @@
 //   they park these states in shared memory, a private slot per thread, while a product runs.
 // Shared memory: the engine's ring; the norms of the rows; the columns (x, y, inv_norm, log m) of two tiles: those of
 //   the next tile are loaded by begin() while slower warps still read those of this one.
+// kIndexed: each row's state also holds the target with the largest logit, the first one on ties: within a thread
+//   targets ascend, between lanes, warps and splits the lower one wins.
 // Pipeline: the engine's copies of the next tile run during the softmax of this one.
 // Moves Na/128 * Nb * C elements (from L2 mostly), 2 Na Nb C FLOPs and Na Nb exponentials: bound by the product for
 // C >= 64. Fraction of the limit reached: not measured yet.
 #pragma once
 
 #include "match/match_common.cuh"
+#include "primitives/most_probable.cuh"
 
 namespace cosegflow::match_cuda {
 
@@ -49,13 +52,31 @@ struct RowStates<Acc, kR, true> {
   }
 };
 
+// The most probable targets of a thread's rows between two tiles, kept like their states.
+template <int kR, bool kParked>
+struct RowBests {
+  int best[kR];
+  explicit __device__ __forceinline__ RowBests(void*) {}
+  __device__ __forceinline__ int& operator[](int r) { return best[r]; }
+};
+template <int kR>
+struct RowBests<kR, true> {
+  int* slot;  // [row][thread]
+  explicit __device__ __forceinline__ RowBests(void* parked) : slot(static_cast<int*>(parked) + threadIdx.x) {}
+  __device__ __forceinline__ int& operator[](int r) { return slot[r * 256]; }
+};
+
 template <class Engine>
+constexpr size_t parked_states_bytes() {
+  return Engine::kParkStates ? sizeof(OnlineSoftmax<typename Engine::Acc>) * Engine::kThreadRows * 256 : 0;
+}
+template <class Engine, bool kIndexed>
 constexpr size_t forward_shared_bytes() {
-  return Engine::kSharedBytes +
-         (Engine::kParkStates ? sizeof(OnlineSoftmax<typename Engine::Acc>) * Engine::kThreadRows * 256 : 0);
+  return Engine::kSharedBytes + parked_states_bytes<Engine>() +
+         (kIndexed && Engine::kParkStates ? sizeof(int) * Engine::kThreadRows * 256 : 0);
 }
 
-template <class T, class Engine>
+template <class T, class Engine, bool kIndexed>
 __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forward_kernel(ForwardArgs<T> args) {
   using Acc = accumulate_t<T>;
   using Columns = Column<Acc>[2][Engine::kCols];
@@ -81,6 +102,11 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
   for (int r = 0; r < kR; ++r) state[r].clear();
   RowStates<Acc, kR, Engine::kParkStates> states(ring + Engine::kSharedBytes);
   states.store(state);
+  RowBests<kR, Engine::kParkStates> bests(ring + Engine::kSharedBytes + parked_states_bytes<Engine>());
+  if constexpr (kIndexed) {
+#pragma unroll
+    for (int r = 0; r < kR; ++r) bests[r] = -1;
+  }
 
   typename Engine::Strip strip;
   strip.a = args.a.features + row0 * args.a.padded_channels;
@@ -111,7 +137,11 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
       for (int r = 0; r < kR; ++r) {
         Acc& value = Engine::value(acc, r, c);
         value = fma_of(beta, value * norm[r] * target.inv_norm, target.log_weight);
-        peak[r] = max_of(peak[r], value);
+        if constexpr (kIndexed) {
+          if (value > peak[r]) peak[r] = value, bests[r] = tile * Engine::kCols + Engine::col(c);
+        } else {
+          peak[r] = max_of(peak[r], value);
+        }
       }
     }
 #pragma unroll
@@ -138,8 +168,15 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
   Engine::run(ring, strip, begin, epilogue);
 
   states.load(state);
+  using MergedBests = MostProbable<Acc, int>[kIndexed ? Engine::kRowWarps : 1][kIndexed ? Engine::kRows : 1];
+  CSF_SHARED(MergedBests, merged_best);
 #pragma unroll
   for (int r = 0; r < kR; ++r) {
+    if constexpr (kIndexed) {
+      MostProbable<Acc, int> best{state[r].peak, Acc(0), bests[r]};
+      best.template merge_lanes<Engine::kRowLanes>();
+      if (threadIdx.x % Engine::kRowLanes == 0) merged_best[Engine::row_warp()][Engine::row(r)] = best;
+    }
     state[r].template merge_lanes<Engine::kRowLanes>();
     if (threadIdx.x % Engine::kRowLanes == 0) merged[Engine::row_warp()][Engine::row(r)] = state[r];
   }
@@ -148,7 +185,14 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
     OnlineSoftmax<Acc> all = merged[0][threadIdx.x];
 #pragma unroll
     for (int w = 1; w < Engine::kRowWarps; ++w) all.merge(merged[w][threadIdx.x]);
-    args.partial[static_cast<int64_t>(place.split) * args.a.batch * args.a.positions + row0 + threadIdx.x] = all;
+    const int64_t at = static_cast<int64_t>(place.split) * args.a.batch * args.a.positions + row0 + threadIdx.x;
+    args.partial[at] = all;
+    if constexpr (kIndexed) {
+      MostProbable<Acc, int> best = merged_best[0][threadIdx.x];
+#pragma unroll
+      for (int w = 1; w < Engine::kRowWarps; ++w) best.merge(merged_best[w][threadIdx.x]);
+      args.best[at] = best.index;
+    }
   }
 }
 
@@ -156,8 +200,11 @@ template <class T, class Engine>
 Status launch_forward_with(const ForwardArgs<T>& args, Stream stream) {
   const int64_t blocks = args.a.batch * args.row_tiles * args.splits;
   if (blocks > INT32_MAX) return {"match: too many source pixels for one launch"};
-  return launch(&match_forward_kernel<T, Engine>, dim3(static_cast<unsigned>(blocks)), dim3(256),
-                forward_shared_bytes<Engine>(), stream, args);
+  const dim3 grid(static_cast<unsigned>(blocks));
+  return args.best == nullptr ? launch(&match_forward_kernel<T, Engine, false>, grid, dim3(256),
+                                       forward_shared_bytes<Engine, false>(), stream, args)
+                              : launch(&match_forward_kernel<T, Engine, true>, grid, dim3(256),
+                                       forward_shared_bytes<Engine, true>(), stream, args);
 }
 
 }  // namespace cosegflow::match_cuda
