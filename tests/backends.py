@@ -177,9 +177,7 @@ class Hostsim:
     def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
         return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, 0.0, False)[:3]
 
-    def match_indexed(
-        self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0
-    ):
+    def match_indexed(self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0):
         return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, sigma, True)
 
 
@@ -210,9 +208,7 @@ class Torch:
     def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
         return self._run(torch.ops.cosegflow.match, fa, fb, mask_a, mask_b, beta, normalize, simple)[:3]
 
-    def match_indexed(
-        self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0
-    ):
+    def match_indexed(self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0):
         arguments = (fa, fb, mask_a, mask_b, beta, normalize, simple, sigma, True)
         return self._run(torch.ops.cosegflow.match, *arguments)
 

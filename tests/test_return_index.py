@@ -117,7 +117,9 @@ def tied(dtype, positions, hb=23, wb=61, channels=8):
 @SIMPLE
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-@pytest.mark.parametrize("positions", [[5, 6], [31, 32, 900], [140, 1400], [127, 128, 129], [1030, 1401, 1402]], ids=str)
+@pytest.mark.parametrize(
+    "positions", [[5, 6], [31, 32, 900], [140, 1400], [127, 128, 129], [1030, 1401, 1402]], ids=str
+)
 def test_the_lowest_of_ties(backend, op, positions, dtype, simple):
     """Within a vector, between lanes, warps, tiles and splits."""
     skip_if_only_one(backend, simple)

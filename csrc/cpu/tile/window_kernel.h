@@ -4,27 +4,40 @@
 namespace cosegflow {
 namespace CSF_ISA {
 
-// Every lane keeps the first of its own largest keys; the lanes are compared at the end, by key and then by column.
+// Every lane of every vector of a panel keeps the first of its own largest keys (several chains hide the latency of the
+// comparison); they are compared at the end: the largest key, and where several have it the lowest column.
 template <class T, class Key>
 CSF_INLINE void peak_of_rows(const PeakTile<T>& t, Key key_of) {
   using Index = typename Vec<T>::bits;
   using Lane = decltype(Index{}[0] + 0);
   const int64_t whole = t.columns / kLanes<T> * kLanes<T>;
   for (int64_t row = 0; row < t.rows; ++row) {
-    vec<T> key = splat(t.key[row]);
-    Index at = Index{} - 1;
-    for_each_vector<T>(t.scores, row, whole, [&](vec<T> s, int64_t c) __attribute__((always_inline)) {
-      const vec<T> candidate = key_of(s, c);
-      const auto better = candidate > key;
-      key = better ? candidate : key;
-      at = better ? Index{} + static_cast<Lane>(c) : at;
-    });
-    T best = t.key[row];
+    vec<T> key[kVectors];
+    Index at[kVectors];
+    for (int64_t n = 0; n < kVectors; ++n) key[n] = splat(t.key[row]), at[n] = Index{} - 1;
+    const T* panel = t.scores.data + row * kWidth<T>;
+    for (int64_t c0 = 0; c0 < whole; c0 += kWidth<T>, panel += t.scores.panel_stride) {
+#pragma GCC unroll 4
+      for (int64_t n = 0; n < kVectors; ++n) {
+        const int64_t c = c0 + n * kLanes<T>;
+        if (c >= whole) break;
+        const vec<T> candidate = key_of(load(panel + n * kLanes<T>), c);
+        const auto better = candidate > key[n];
+        key[n] = better ? candidate : key[n];
+        at[n] = better ? Index{} + static_cast<Lane>(c) : at[n];
+      }
+    }
+    vec<T> largest = key[0];
+    for (int64_t n = 1; n < kVectors; ++n) largest = larger(key[n], largest);
+    T best = largest_lane(largest);
     int64_t column = -1;
-    for (int64_t i = 0; i < kLanes<T>; ++i) {
-      if (at[i] < 0) continue;
-      const int64_t c = int64_t(at[i]) + i;
-      if (column < 0 || key[i] > best || (key[i] == best && c < column)) best = key[i], column = c;
+    if (best > t.key[row]) {  // rare: in about one of k tiles at the k-th
+      for (int64_t n = 0; n < kVectors; ++n) {
+        for (int64_t i = 0; i < kLanes<T>; ++i) {
+          const int64_t c = int64_t(at[n][i]) + i;
+          if (key[n][i] == best && (column < 0 || c < column)) column = c;
+        }
+      }
     }
     const auto place = [&](int64_t c) {
       return c / kWidth<T> * t.scores.panel_stride + row * kWidth<T> + c % kWidth<T>;

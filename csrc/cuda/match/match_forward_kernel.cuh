@@ -24,6 +24,7 @@ template <class Acc, int kR, bool kParked>
 struct RowStates {
   OnlineSoftmax<Acc> state[kR];
   explicit __device__ __forceinline__ RowStates(void*) {}
+  __device__ __forceinline__ Acc peak(int r) const { return state[r].peak; }
   __device__ __forceinline__ void load(OnlineSoftmax<Acc> (&to)[kR]) const {
 #pragma unroll
     for (int r = 0; r < kR; ++r) to[r] = state[r];
@@ -37,6 +38,7 @@ template <class Acc, int kR>
 struct RowStates<Acc, kR, true> {
   Acc* slot;  // [row][4][thread]: neighbouring threads use neighbouring banks
   explicit __device__ __forceinline__ RowStates(void* parked) : slot(static_cast<Acc*>(parked) + threadIdx.x) {}
+  __device__ __forceinline__ Acc peak(int r) const { return slot[r * 1024]; }
   __device__ __forceinline__ void load(OnlineSoftmax<Acc> (&to)[kR]) const {
 #pragma unroll
     for (int r = 0; r < kR; ++r) {
@@ -52,18 +54,13 @@ struct RowStates<Acc, kR, true> {
   }
 };
 
-// The most probable targets of a thread's rows between two tiles, kept like their states.
-template <int kR, bool kParked>
+// The most probable targets of a thread's rows, as tile * kThreadCols + column of the thread; -1: none. Always parked:
+// they are written rarely and read once.
+template <class Acc>
 struct RowBests {
-  int best[kR];
-  explicit __device__ __forceinline__ RowBests(void*) {}
-  __device__ __forceinline__ int& operator[](int r) { return best[r]; }
-};
-template <int kR>
-struct RowBests<kR, true> {
-  int* slot;  // [row][thread]
-  explicit __device__ __forceinline__ RowBests(void* parked) : slot(static_cast<int*>(parked) + threadIdx.x) {}
-  __device__ __forceinline__ int& operator[](int r) { return slot[r * 256]; }
+  Acc* slot;  // [row][thread]: the places of RowStates go on, so that one address serves both
+  explicit __device__ __forceinline__ RowBests(void* parked) : slot(static_cast<Acc*>(parked) + threadIdx.x) {}
+  __device__ __forceinline__ int& operator[](int r) { return *reinterpret_cast<int*>(slot + r * 256); }
 };
 
 template <class Engine>
@@ -73,7 +70,7 @@ constexpr size_t parked_states_bytes() {
 template <class Engine, bool kIndexed>
 constexpr size_t forward_shared_bytes() {
   return Engine::kSharedBytes + parked_states_bytes<Engine>() +
-         (kIndexed && Engine::kParkStates ? sizeof(int) * Engine::kThreadRows * 256 : 0);
+         (kIndexed ? sizeof(typename Engine::Acc) * Engine::kThreadRows * 256 : 0);
 }
 
 template <class T, class Engine, bool kIndexed>
@@ -102,7 +99,7 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
   for (int r = 0; r < kR; ++r) state[r].clear();
   RowStates<Acc, kR, Engine::kParkStates> states(ring + Engine::kSharedBytes);
   states.store(state);
-  RowBests<kR, Engine::kParkStates> bests(ring + Engine::kSharedBytes + parked_states_bytes<Engine>());
+  RowBests<Acc> bests(ring + Engine::kSharedBytes + parked_states_bytes<Engine>());
   if constexpr (kIndexed) {
 #pragma unroll
     for (int r = 0; r < kR; ++r) bests[r] = -1;
@@ -125,11 +122,9 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
   const auto epilogue = [&](int tile, typename Engine::Accumulators& acc) {
     const Column<Acc>* const column = columns[tile % 2];
     const Acc beta = static_cast<const Acc*>(args.beta.data)[b * args.beta.stride[0]];
-    OnlineSoftmax<Acc> state[kR];
-    states.load(state);
     Acc peak[kR], norm[kR];
 #pragma unroll
-    for (int r = 0; r < kR; ++r) peak[r] = state[r].peak, norm[r] = inv_norm[Engine::row(r)];
+    for (int r = 0; r < kR; ++r) peak[r] = states.peak(r), norm[r] = inv_norm[Engine::row(r)];
 #pragma unroll
     for (int c = 0; c < kC; ++c) {
       const Column<Acc> target = column[Engine::col(c)];
@@ -137,13 +132,21 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
       for (int r = 0; r < kR; ++r) {
         Acc& value = Engine::value(acc, r, c);
         value = fma_of(beta, value * norm[r] * target.inv_norm, target.log_weight);
-        if constexpr (kIndexed) {
-          if (value > peak[r]) peak[r] = value, bests[r] = tile * Engine::kCols + Engine::col(c);
-        } else {
-          peak[r] = max_of(peak[r], value);
-        }
+        peak[r] = max_of(peak[r], value);
       }
     }
+    if constexpr (kIndexed) {  // rare: a row has a new peak in about one of k tiles at the k-th
+#pragma unroll
+      for (int r = 0; r < kR; ++r) {
+        if (!(peak[r] > states.peak(r))) continue;
+        int at = kC - 1;
+#pragma unroll
+        for (int c = kC - 2; c >= 0; --c) at = Engine::value(acc, r, c) == peak[r] ? c : at;
+        bests[r] = tile * kC + at;
+      }
+    }
+    OnlineSoftmax<Acc> state[kR];
+    states.load(state);
 #pragma unroll
     for (int r = 0; r < kR; ++r) {
       const Acc base = OnlineSoftmax<Acc>::base_of(peak[r]);
@@ -173,7 +176,8 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
 #pragma unroll
   for (int r = 0; r < kR; ++r) {
     if constexpr (kIndexed) {
-      MostProbable<Acc, int> best{state[r].peak, Acc(0), bests[r]};
+      const int at = bests[r];
+      MostProbable<Acc, int> best{state[r].peak, Acc(0), at < 0 ? -1 : at / kC * Engine::kCols + Engine::col(at % kC)};
       best.template merge_lanes<Engine::kRowLanes>();
       if (threadIdx.x % Engine::kRowLanes == 0) merged_best[Engine::row_warp()][Engine::row(r)] = best;
     }

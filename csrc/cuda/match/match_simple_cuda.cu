@@ -2,7 +2,7 @@
 // yardstick of the fast ones and run where those do not.
 //
 // Forward: one block of 128 threads per source pixel; a thread takes every 128th target, computes norm and inner
-//   product by a loop over C, keeps an online softmax in registers; one thread merges the 128 states in shared memory.
+//   product by a loop over C, keeps an online softmax in registers; the 128 states merge in shared memory.
 //   Where the most probable target is wanted, another such state; with a window around it, a second walk.
 // Backward: images in turn, rows in chunks: (1) a thread per (source, target) writes s and dlogit to the workspace;
 //   (2) a thread per (source, channel), and (3) per (target, channel), sums ds * f_hat; (4) a thread per target sums
@@ -47,14 +47,25 @@ __device__ __forceinline__ Acc feature(const Side& s, int64_t b, int64_t c, int6
   return to_float(*at4<const T>(s.f, b, c, i / s.width, i % s.width));
 }
 
+// The sum of term(c) over the channels, eight at a time: one long sum in float would lose digits.
+template <class Acc, class Term>
+__device__ __forceinline__ Acc sum_over_channels(int64_t channels, const Term& term) {
+  Acc sum = Acc(0);
+  for (int64_t c0 = 0; c0 < channels; c0 += 8) {
+    Acc part = Acc(0);
+    for (int64_t c = c0; c < c0 + 8 && c < channels; ++c) part += term(c);
+    sum += part;
+  }
+  return sum;
+}
+
 template <class T, class Acc = accumulate_t<T>>
 __device__ __forceinline__ Acc inverse_norm(const Side& s, int64_t b, int64_t i) {
   if (!s.normalize) return Acc(1);
-  Acc squares = Acc(0);
-  for (int64_t c = 0; c < s.channels; ++c) {
+  const Acc squares = sum_over_channels<Acc>(s.channels, [&](int64_t c) {
     const Acc v = feature<T>(s, b, c, i);
-    squares += v * v;
-  }
+    return v * v;
+  });
   const Acc norm = sqrt_of(squares);
   return Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);
 }
@@ -62,8 +73,8 @@ __device__ __forceinline__ Acc inverse_norm(const Side& s, int64_t b, int64_t i)
 template <class T, class Acc = accumulate_t<T>>
 __device__ __forceinline__ Acc score(const Side& sa, const Side& sb, int64_t b, int64_t i, int64_t j, Acc inv_a,
                                      Acc inv_b) {
-  Acc dot = Acc(0);
-  for (int64_t c = 0; c < sa.channels; ++c) dot += feature<T>(sa, b, c, i) * feature<T>(sb, b, c, j);
+  const Acc dot =
+      sum_over_channels<Acc>(sa.channels, [&](int64_t c) { return feature<T>(sa, b, c, i) * feature<T>(sb, b, c, j); });
   return dot * inv_a * inv_b;
 }
 
@@ -86,7 +97,8 @@ __device__ __forceinline__ MostProbable<Acc> best_of_block(const MostProbable<Ac
 }
 
 template <class T, bool kIndexed>
-__global__ void __launch_bounds__(kForwardThreads) match_simple_forward_kernel(MatchParams p, Side sa, Side sb) {
+__global__ void __launch_bounds__(kForwardThreads, 4)  // else ptxas aims at too few registers and spills
+    match_simple_forward_kernel(MatchParams p, Side sa, Side sb) {
   using Acc = accumulate_t<T>;
   using States = OnlineSoftmax<Acc>[kForwardThreads];
   CSF_SHARED(States, states);
@@ -131,10 +143,13 @@ __global__ void __launch_bounds__(kForwardThreads) match_simple_forward_kernel(M
   } else {
     walk(add);
   }
+  // Pairs of pairs: where most targets weigh alike, one sum of 128 terms would round them all the same way.
   states[threadIdx.x] = state;
-  __syncthreads();
+  for (unsigned others = kForwardThreads / 2; others > 0; others /= 2) {
+    __syncthreads();
+    if (threadIdx.x < others) state.merge(states[threadIdx.x + others]), states[threadIdx.x] = state;
+  }
   if (threadIdx.x != 0) return;
-  for (int t = 1; t < kForwardThreads; ++t) state.merge(states[t]);
   const bool empty = state.empty();
   *at4<Acc>(p.flow, b, 0, y, x) = empty ? Acc(0) : state.mean_x() - static_cast<Acc>(x);
   *at4<Acc>(p.flow, b, 1, y, x) = empty ? Acc(0) : state.mean_y() - static_cast<Acc>(y);

@@ -29,7 +29,7 @@ struct BackwardSums {
 };
 
 template <class T, bool kAligned, bool kWindowed>
-__global__ void __launch_bounds__(kBackwardThreads)
+__global__ void __launch_bounds__(kBackwardThreads, kWindowed ? 3 : 0)
     soft_argmax_backward_kernel(SoftArgmaxParams p, const accumulate_t<T>* log_weight,
                                 BackwardSums<accumulate_t<T>> sums) {
   using Acc = accumulate_t<T>;

@@ -36,7 +36,7 @@ __device__ __forceinline__ void write_most_probable(const SoftArgmaxParams& p, i
 }
 
 template <class T, int kRowThreads, bool kAligned, bool kIndexed>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, kIndexed ? 2 : 0)  // 0: as if not given; else ptxas aims at 80 and spills
     soft_argmax_forward_kernel(SoftArgmaxParams p, const accumulate_t<T>* log_weight) {
   using Acc = accumulate_t<T>;
   using D = Deal<T, kRowThreads, kAligned>;
