@@ -1,7 +1,10 @@
 from torch import Tensor
 
 class Operators:
-    """The operators of `torch.ops.cosegflow`. Masks are (B, H, W); beta is a tensor of one value or (B,)."""
+    """The operators of `torch.ops.cosegflow`. Masks are (B, H, W); beta is a tensor of one value or (B,).
+
+    kernel_sigma 0 is no window. index and score are of size (0,) unless return_index or a window asks for them.
+    """
 
     def warp(
         self, x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros"
@@ -43,8 +46,14 @@ class Operators:
         need_fb: bool,
     ) -> tuple[Tensor, Tensor]: ...
     def soft_argmax(
-        self, corr: Tensor, mask_b: Tensor | None, beta: Tensor, simple: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+        self,
+        corr: Tensor,
+        mask_b: Tensor | None,
+        beta: Tensor,
+        simple: bool = False,
+        kernel_sigma: float = 0.0,
+        return_index: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
     def soft_argmax_backward(
         self,
         grad_flow: Tensor | None,
@@ -58,6 +67,8 @@ class Operators:
         need_corr: bool,
         need_mask_b: bool,
         need_beta: bool,
+        index: Tensor | None = None,
+        kernel_sigma: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
     def match(
         self,
@@ -68,7 +79,9 @@ class Operators:
         beta: Tensor,
         normalize: bool = True,
         simple: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+        kernel_sigma: float = 0.0,
+        return_index: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
     def match_backward(
         self,
         grad_flow: Tensor | None,
@@ -86,6 +99,8 @@ class Operators:
         need_fb: bool,
         need_mask_b: bool,
         need_beta: bool,
+        index: Tensor | None = None,
+        kernel_sigma: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
     def match_both(
         self,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cosegflow.types import CycleError, Matches
+from cosegflow.types import CycleError, IndexedMatches, Matches
 
 NORM_EPS = 1e-12
 
@@ -68,9 +68,33 @@ def _expected_positions(
     return p @ positions, lse, p.amax(-1).detach(), row_ok
 
 
+def _most_probable(scores: Tensor, logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Index (-1: none) and score (-inf) of the largest logit over the last dimension; NaN is passed over."""
+    candidates = torch.where(allowed & ~torch.isnan(logits), logits, -torch.inf).detach()
+    none = torch.isneginf(candidates.amax(-1))
+    index = candidates.argmax(-1)  # the first of equal ones
+    score = scores.detach().gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return torch.where(none, -1, index), torch.where(none, -torch.inf, score)
+
+
+def _windowed(scores: Tensor, index: Tensor, sigma: float, size_b: Size) -> Tensor:
+    """k_ij max(s_ij, 0) with a Gaussian k of standard deviation `sigma` pixels around the targets `index` (B, Na)."""
+    positions = pixel_grid(size_b[0], size_b[1], scores).flatten(1).T  # (Nb, 2)
+    centers = positions[index.clamp(min=0)]  # (B, Na, 2)
+    distance = (positions - centers.unsqueeze(-2)).square().sum(-1)
+    rate = min(0.5 / sigma / sigma, torch.finfo(scores.dtype).max)
+    return torch.exp(-rate * distance) * scores.relu()
+
+
 def _to_matches(
-    scores: Tensor, mask_a: Tensor | None, mask_b: Tensor | None, beta: Tensor, size_a: Size, size_b: Size
-) -> Matches:
+    scores: Tensor,
+    mask_a: Tensor | None,
+    mask_b: Tensor | None,
+    beta: Tensor,
+    size_a: Size,
+    size_b: Size,
+    kernel_sigma: float = 0.0,
+) -> IndexedMatches:
     (ha, wa), (hb, wb) = size_a, size_b
     batch = scores.shape[0]
     if mask_b is None:
@@ -83,23 +107,42 @@ def _to_matches(
         log_weight = torch.where(weights > 0, weights, 1.0).log().to(scores.dtype)
     if mask_a is not None:
         allowed = allowed & (mask_a.reshape(batch, ha * wa, 1) > 0)
+    scores = torch.where(allowed, scores, 0.0)
+    index, score = _most_probable(scores, beta.reshape(-1, 1, 1) * scores + log_weight, allowed)
+    if kernel_sigma > 0:
+        scores = _windowed(scores, index, kernel_sigma, size_b)
     expected, lse, confidence, row_ok = _expected_positions(scores, allowed, log_weight, beta, (hb, wb))
     flow = expected.transpose(1, 2).reshape(batch, 2, ha, wa) - pixel_grid(ha, wa, scores)
     flow = torch.where(row_ok.reshape(batch, 1, ha, wa), flow, 0.0)
-    return Matches(flow, lse.reshape(batch, ha, wa), confidence.reshape(batch, ha, wa))
+    lse, confidence, index, score = (t.reshape(batch, ha, wa) for t in (lse, confidence, index, score))
+    return IndexedMatches(flow, lse, confidence, index, score)
 
 
-def soft_argmax(corr: Tensor, mask_b: Tensor | None, beta: Tensor) -> Matches:
+def soft_argmax_indexed(corr: Tensor, mask_b: Tensor | None, beta: Tensor, kernel_sigma: float = 0.0) -> IndexedMatches:
     """Mask-aware soft argmax of a volume (B, Ha, Wa, Hb, Wb); excluded entries of the volume are never read."""
     batch, ha, wa, hb, wb = corr.shape
     scores = corr.to(accumulate_dtype(corr.dtype)).reshape(batch, ha * wa, hb * wb)
-    return _to_matches(scores, None, mask_b, beta.to(scores.dtype), (ha, wa), (hb, wb))
+    return _to_matches(scores, None, mask_b, beta.to(scores.dtype), (ha, wa), (hb, wb), kernel_sigma)
 
 
-def match(
-    fa: Tensor, fb: Tensor, mask_a: Tensor | None, mask_b: Tensor | None, beta: Tensor, normalize: bool = True
-) -> Matches:
-    """p_ij = m_j exp(beta s_ij) / sum_k m_k exp(beta s_ik); flow_i = sum_j p_ij q_j - p_i."""
+def soft_argmax(corr: Tensor, mask_b: Tensor | None, beta: Tensor, kernel_sigma: float = 0.0) -> Matches:
+    """`soft_argmax_indexed` without index and score."""
+    return Matches(*soft_argmax_indexed(corr, mask_b, beta, kernel_sigma)[:3])
+
+
+def match_indexed(
+    fa: Tensor,
+    fb: Tensor,
+    mask_a: Tensor | None,
+    mask_b: Tensor | None,
+    beta: Tensor,
+    normalize: bool = True,
+    kernel_sigma: float = 0.0,
+) -> IndexedMatches:
+    """p_ij = m_j exp(beta s_ij) / sum_k m_k exp(beta s_ik); flow_i = sum_j p_ij q_j - p_i.
+
+    With a kernel_sigma, k_ij max(s_ij, 0) stands for s_ij, k being a Gaussian around the j with the largest plain p_ij.
+    """
     acc = accumulate_dtype(fa.dtype)
     a, b = fa.to(acc), fb.to(acc)
     if mask_a is not None:
@@ -107,7 +150,20 @@ def match(
     if mask_b is not None:
         b = torch.where(mask_b.unsqueeze(1) > 0, b, 0.0)
     scores = correlation(a, b, normalize=normalize).flatten(3).flatten(1, 2)
-    return _to_matches(scores, mask_a, mask_b, beta.to(acc), fa.shape[2:], fb.shape[2:])
+    return _to_matches(scores, mask_a, mask_b, beta.to(acc), fa.shape[2:], fb.shape[2:], kernel_sigma)
+
+
+def match(
+    fa: Tensor,
+    fb: Tensor,
+    mask_a: Tensor | None,
+    mask_b: Tensor | None,
+    beta: Tensor,
+    normalize: bool = True,
+    kernel_sigma: float = 0.0,
+) -> Matches:
+    """`match_indexed` without index and score."""
+    return Matches(*match_indexed(fa, fb, mask_a, mask_b, beta, normalize, kernel_sigma)[:3])
 
 
 def match_both(

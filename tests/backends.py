@@ -98,61 +98,63 @@ class _Correlation(torch.autograd.Function):
 
 class _SoftArgmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, corr, mask_b, beta, simple):
+    def forward(ctx, corr, mask_b, beta, simple, sigma, return_index):
         ctx.set_materialize_grads(False)
         per_image = beta_per_image(beta, corr.shape[0])
         corr = corr.contiguous()
-        outputs = hostsim_module().soft_argmax(to_numpy(corr), to_numpy(mask_b), per_image, simple)
-        flow, lse, confidence = (to_torch(o) for o in outputs)
-        ctx.save_for_backward(corr, mask_b, beta, flow, lse)
-        ctx.simple = simple
-        ctx.mark_non_differentiable(confidence)
-        return flow, lse, confidence
+        outputs = hostsim_module().soft_argmax(to_numpy(corr), to_numpy(mask_b), per_image, simple, sigma, return_index)
+        flow, lse, confidence, index, score = (to_torch(o) for o in outputs)
+        ctx.save_for_backward(corr, mask_b, beta, flow, lse, index)
+        ctx.simple, ctx.sigma = simple, sigma
+        ctx.mark_non_differentiable(confidence, index, score)
+        return flow, lse, confidence, index, score
 
     @staticmethod
-    def backward(ctx, grad_flow, grad_lse, _):
-        corr, mask_b, beta, flow, lse = ctx.saved_tensors
+    def backward(ctx, grad_flow, grad_lse, *_):
+        corr, mask_b, beta, flow, lse, index = ctx.saved_tensors
         need = tuple(ctx.needs_input_grad[:3])
         grads = hostsim_module().soft_argmax_backward(
             to_numpy(corr), to_numpy(mask_b), beta_per_image(beta, corr.shape[0]), to_numpy(flow), to_numpy(lse),
-            to_numpy(grad_flow), to_numpy(grad_lse), ctx.simple, need,
+            to_numpy(grad_flow), to_numpy(grad_lse), ctx.simple, need, to_numpy(index), ctx.sigma,
         )  # fmt: skip
         grad_corr, grad_mask_b, grad_beta = (to_torch(g) for g in grads)
         return (
             grad_corr,
             grad_mask_b if grad_mask_b is None else grad_mask_b.to(mask_b.dtype),
             grad_beta if grad_beta is None or beta.dim() == 1 else grad_beta.sum(),
-            None,
+            *(None,) * 3,
         )
 
 
 class _Match(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes):
+    def forward(ctx, fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, sigma, return_index):
         ctx.set_materialize_grads(False)
         arrays = [to_numpy(t) for t in (fa, fb, mask_a, mask_b)]
-        outputs = hostsim_module().match(*arrays, beta_per_image(beta, fa.shape[0]), normalize, simple)
-        flow, lse, confidence = (to_torch(o) for o in outputs)
-        ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow, lse)
-        ctx.options = (normalize, simple, chunk_bytes)
-        ctx.mark_non_differentiable(confidence)
-        return flow, lse, confidence
+        beta_values = beta_per_image(beta, fa.shape[0])
+        outputs = hostsim_module().match(*arrays, beta_values, normalize, simple, sigma, return_index)
+        flow, lse, confidence, index, score = (to_torch(o) for o in outputs)
+        ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow, lse, index)
+        ctx.options = (normalize, simple, chunk_bytes, sigma)
+        ctx.mark_non_differentiable(confidence, index, score)
+        return flow, lse, confidence, index, score
 
     @staticmethod
-    def backward(ctx, grad_flow, grad_lse, _):
-        fa, fb, mask_a, mask_b, beta, flow, lse = ctx.saved_tensors
-        normalize, simple, chunk_bytes = ctx.options
+    def backward(ctx, grad_flow, grad_lse, *_):
+        fa, fb, mask_a, mask_b, beta, flow, lse, index = ctx.saved_tensors
+        normalize, simple, chunk_bytes, sigma = ctx.options
         need = tuple(ctx.needs_input_grad[i] for i in (0, 1, 3, 4))
         grads = hostsim_module().match_backward(
             *(to_numpy(t) for t in (fa, fb, mask_a, mask_b)), beta_per_image(beta, fa.shape[0]),
-            *(to_numpy(t) for t in (flow, lse, grad_flow, grad_lse)), normalize, simple, need, chunk_bytes=chunk_bytes,
+            *(to_numpy(t) for t in (flow, lse, grad_flow, grad_lse)), normalize, simple, need, chunk_bytes, to_numpy(index),
+            sigma,
         )  # fmt: skip
         grad_fa, grad_fb, grad_mask_b, grad_beta = (to_torch(g) for g in grads)
         if grad_mask_b is not None:
             grad_mask_b = grad_mask_b.to(mask_b.dtype)
         if grad_beta is not None and beta.dim() == 0:
             grad_beta = grad_beta.sum()
-        return grad_fa, grad_fb, None, grad_mask_b, grad_beta, None, None, None
+        return grad_fa, grad_fb, None, grad_mask_b, grad_beta, *(None,) * 5
 
 
 class _LocalCorrelation(torch.autograd.Function):
@@ -183,10 +185,16 @@ class Hostsim:
         return _Correlation.apply(fa, fb, normalize, relu, simple)
 
     def soft_argmax(self, corr, mask_b, beta, simple=False):
-        return _SoftArgmax.apply(corr, mask_b, beta, simple)
+        return _SoftArgmax.apply(corr, mask_b, beta, simple, 0.0, False)[:3]
+
+    def soft_argmax_indexed(self, corr, mask_b, beta, sigma=0.0, simple=False):
+        return _SoftArgmax.apply(corr, mask_b, beta, simple, sigma, True)
 
     def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
-        return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes)
+        return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, 0.0, False)[:3]
+
+    def match_indexed(self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0):
+        return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, sigma, True)
 
     def match_both(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
         from backends_match_both import MatchBoth
@@ -222,10 +230,17 @@ class Torch:
         return self._run(torch.ops.cosegflow.correlation, fa, fb, normalize, relu, simple)
 
     def soft_argmax(self, corr, mask_b, beta, simple=False):
-        return self._run(torch.ops.cosegflow.soft_argmax, corr, mask_b, beta, simple)
+        return self._run(torch.ops.cosegflow.soft_argmax, corr, mask_b, beta, simple)[:3]
+
+    def soft_argmax_indexed(self, corr, mask_b, beta, sigma=0.0, simple=False):
+        return self._run(torch.ops.cosegflow.soft_argmax, corr, mask_b, beta, simple, sigma, True)
 
     def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
-        return self._run(torch.ops.cosegflow.match, fa, fb, mask_a, mask_b, beta, normalize, simple)
+        return self._run(torch.ops.cosegflow.match, fa, fb, mask_a, mask_b, beta, normalize, simple)[:3]
+
+    def match_indexed(self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0):
+        arguments = (fa, fb, mask_a, mask_b, beta, normalize, simple, sigma, True)
+        return self._run(torch.ops.cosegflow.match, *arguments)
 
     def match_both(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
         return self._run(torch.ops.cosegflow.match_both, fa, fb, mask_a, mask_b, beta, normalize, simple)

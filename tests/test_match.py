@@ -93,7 +93,7 @@ def slack_of(name, lse):
     return (300 if name == "grad beta" else 30) + (finite.abs().max().item() if finite.numel() else 0)
 
 
-def compare(backend, shape, kind, dtype, beta, normalize=True, **options):
+def compare(backend, shape, kind, dtype, beta, normalize=True, oracle=reference.match, **options):
     batch, _, ha, wa, hb, wb = shape
     mask_a, mask_b = masks(kind, batch, ha, wa, hb, wb)
     fa, fb = features(*shape, dtype)
@@ -103,14 +103,14 @@ def compare(backend, shape, kind, dtype, beta, normalize=True, **options):
     acc = reference.accumulate_dtype(dtype)
     beta = torch.as_tensor(beta, dtype=torch.float64)
     grads = [torch.randn(batch, 2, ha, wa, dtype=torch.float64), torch.randn(batch, ha, wa, dtype=torch.float64)]
-    exact = run(reference.match, leaf(fa, torch.float64), leaf(fb, torch.float64), mask_a, leaf(mask_b),
+    exact = run(oracle, leaf(fa, torch.float64), leaf(fb, torch.float64), mask_a, leaf(mask_b),
                 leaf(beta), grads, normalize=normalize)  # fmt: skip
     # Where nothing matches, incoming gradients are not read, NaN or not.
     nothing = torch.isneginf(exact[1])
     spoiled = [torch.where(nothing.unsqueeze(1), NAN, grads[0]), torch.where(nothing, INF, grads[1])]
     actual = run(backend.match, leaf(fa), leaf(fb), mask_a, leaf(mask_b), leaf(beta, acc), spoiled,
                  normalize=normalize, **options)  # fmt: skip
-    plain = run(reference.match, leaf(fa), leaf(fb), mask_a, leaf(mask_b), leaf(beta, acc), grads, normalize=normalize)
+    plain = run(oracle, leaf(fa), leaf(fb), mask_a, leaf(mask_b), leaf(beta, acc), grads, normalize=normalize)
     assert actual[0].dtype == acc and actual[3].dtype == dtype
     for name, a, p, e in zip(NAMES, actual, plain, exact, strict=True):
         if e is None:

@@ -308,12 +308,3 @@ def test_docstrings(name):
     assert text is not None
     for part in ("Args:", "Returns:", "Raises:", "arXiv"):
         assert part in text, f"{name}: no {part}"
-
-
-def test_later_arguments_are_refused():
-    fa = features()
-    for options in ({"kernel_sigma": 5.0}, {"return_index": True}):
-        with pytest.raises(NotImplementedError, match=next(iter(options))):
-            cosegflow.match(fa, fa, **options)
-        with pytest.raises(NotImplementedError, match=next(iter(options))):
-            cosegflow.soft_argmax(torch.zeros(1, 2, 2, 2, 2), **options)

@@ -14,7 +14,8 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90a")
 
 # Registers per thread that a kernel may use on any architecture, so that 8, 6, 5, 4, 3, 2 or 1 of its blocks of 256
-# threads fit the 65536 registers of a multiprocessor: 32, 40, 48, 64, 80, 128 or 255.
+# threads fit the 65536 registers of a multiprocessor: 32, 40, 48, 64, 80, 128 or 255; soft_argmax_backward_kernel has
+# blocks of 128 threads.
 BUDGET: dict[str, int] = {
     "compact_kernel": 40,
     "correlation_fma_kernel": 128,
@@ -53,25 +54,26 @@ BUDGET: dict[str, int] = {
     "match_finish_kernel": 40,
     "match_forward_kernel": 128,
     "match_mask_gradient_kernel": 32,
+    "match_most_probable_kernel": 40,
     "match_score_gradient_kernel": 255,
     "match_simple_beta_gradient_kernel": 32,
     "match_simple_columns_kernel": 32,
     "match_simple_dlogit_kernel": 64,
     "match_simple_feature_gradient_kernel": 32,
-    "match_simple_forward_kernel": 64,
+    "match_simple_forward_kernel": 128,
     "match_simple_grad_a_kernel": 32,
     "match_simple_grad_b_kernel": 32,
     "match_simple_mask_gradient_kernel": 32,
     "match_simple_norm_kernel": 32,
     "normalize_backward_kernel": 48,
     "pack_features_kernel": 128,
-    "soft_argmax_backward_kernel": 128,
+    "soft_argmax_backward_kernel": 160,
     "soft_argmax_backward_simple_kernel": 64,
     "soft_argmax_beta_gradient_kernel": 32,
     "soft_argmax_forward_kernel": 128,
-    "soft_argmax_forward_simple_kernel": 48,
+    "soft_argmax_forward_simple_kernel": 64,
     "soft_argmax_mask_gradient_kernel": 32,
-    "soft_argmax_mask_simple_kernel": 64,
+    "soft_argmax_mask_simple_kernel": 80,
     "soft_argmax_weight_kernel": 32,
     "transfer_add_columns_kernel": 32,
     "transfer_beta_gradient_kernel": 32,

@@ -23,9 +23,10 @@ def hostsim_operators(spoil: str | None = None):
             tensors[0].view(-1)[5] = float("nan")
         return tensors
 
-    def match(fa, fb, mask_a, mask_b, beta, normalize, simple):
+    def match(fa, fb, mask_a, mask_b, beta, normalize, simple, *options):
         beta = backends.beta_per_image(beta, fa.shape[0])
-        return spoiled("match", simple, module.match(*convert((fa, fb, mask_a, mask_b)), beta, normalize, simple))
+        results = module.match(*convert((fa, fb, mask_a, mask_b)), beta, normalize, simple, *options)
+        return spoiled("match", simple, results)
 
     def match_backward(grad_flow, grad_lse, fa, fb, mask_a, mask_b, beta, flow, lse, normalize, simple, *need):
         beta = backends.beta_per_image(beta, fa.shape[0])
@@ -58,14 +59,14 @@ def hostsim_operators(spoil: str | None = None):
         results = module.transfer_backward(*arrays[0], beta, *arrays[1], normalize, simple, need)
         return spoiled("transfer_backward", simple, results)
 
-    def soft_argmax(corr, mask_b, beta, simple):
+    def soft_argmax(corr, mask_b, beta, simple, *options):
         beta = backends.beta_per_image(beta, corr.shape[0])
-        return spoiled("soft_argmax", simple, module.soft_argmax(*convert((corr, mask_b)), beta, simple))
+        return spoiled("soft_argmax", simple, module.soft_argmax(*convert((corr, mask_b)), beta, simple, *options))
 
-    def soft_argmax_backward(grad_flow, grad_lse, corr, mask_b, beta, flow, lse, simple, *need):
+    def soft_argmax_backward(grad_flow, grad_lse, corr, mask_b, beta, flow, lse, simple, *rest):
         beta = backends.beta_per_image(beta, corr.shape[0])
         arrays = convert((corr, mask_b)), convert((flow, lse, grad_flow, grad_lse))
-        results = module.soft_argmax_backward(*arrays[0], beta, *arrays[1], simple, need)
+        results = module.soft_argmax_backward(*arrays[0], beta, *arrays[1], simple, rest[:3], *convert(rest[3:]))
         return spoiled("soft_argmax_backward", simple, results)
 
     def correlation(fa, fb, normalize, relu, simple):

@@ -103,6 +103,12 @@ def as_beta(beta: float | Tensor, batch: int, like_name: str, like: Tensor) -> T
     return torch.full((), beta, dtype=dtype, device=like.device)
 
 
-def not_implemented(name: str, argument: str) -> NotImplementedError:
-    """The error for an argument of the API whose kernels are still to come."""
-    return NotImplementedError(f"cosegflow.{name}: {argument} is part of the API but not implemented yet")
+def as_sigma(kernel_sigma: float | None) -> float:
+    """kernel_sigma as the operators take it: 0 for no window."""
+    if kernel_sigma is None:
+        return 0.0
+    if isinstance(kernel_sigma, bool) or not isinstance(kernel_sigma, (int, float, np.integer, np.floating)):
+        raise TypeError(f"kernel_sigma must be a number or None, got {type(kernel_sigma).__name__}")
+    if not 0 < kernel_sigma < float("inf"):
+        raise ValueError(f"kernel_sigma must be positive and finite (pixels), or None, got {kernel_sigma}")
+    return float(kernel_sigma)

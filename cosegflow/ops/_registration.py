@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cosegflow.ops._autocast import without_autocast
+from cosegflow.reference import accumulate_dtype
 
 
 def sum_to_beta(per_image: Tensor, beta: Tensor) -> Tensor:
@@ -30,6 +31,20 @@ def transforms_active() -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def fake_matches(like: Tensor, shape: Sequence[int], want_index: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Fake flow, lse, confidence, index and score for sources of `shape` (B, Ha, Wa)."""
+    dtype = accumulate_dtype(like.dtype)
+    batch, height, width = shape
+    peak_shape = tuple(shape) if want_index else (0,)
+    return (
+        like.new_empty((batch, 2, height, width), dtype=dtype),
+        like.new_empty(tuple(shape), dtype=dtype),
+        like.new_empty(tuple(shape), dtype=dtype),
+        like.new_empty(peak_shape, dtype=torch.int64),
+        like.new_empty(peak_shape, dtype=dtype),
+    )
 
 
 def second_derivative(

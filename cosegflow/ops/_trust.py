@@ -40,12 +40,16 @@ def _match(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
     acc = accumulate_dtype(like.dtype)
     mask_a, mask_b = _wave((b, ha, wa), 2.1, like) > -0.5, _wave((b, hb, wb), 1.7, like).clamp(min=0).to(acc)
     beta = torch.full((), 12.0, device=like.device, dtype=acc)
-    flow, lse, confidence = ops.match(fa, fb, mask_a, mask_b, beta, True, simple)
+    flow, lse, confidence, _, _ = ops.match(fa, fb, mask_a, mask_b, beta, True, simple)
     grads = ops.match_backward(
         _wave((b, 2, ha, wa), 0.9, like).to(acc), _wave((b, ha, wa), 1.1, like).to(acc), fa, fb, mask_a, mask_b, beta,
         flow, lse, True, simple, True, True, True, True,
     )  # fmt: skip
-    return [flow, torch.where(torch.isfinite(lse), lse, 0.0), confidence, *grads]
+    # Two nearly equal targets may swap places between the kernels, so the most probable one shows by its score. That
+    # takes targets that are only in or out: unequal weights could give nearly equal logits to unequal scores.
+    indexed = ops.match(fa, fb, mask_a, mask_b > 0, beta, True, simple, 0.0, True)
+    score = torch.where(indexed[3] >= 0, indexed[4], 0.0)
+    return [flow, torch.where(torch.isfinite(lse), lse, 0.0), confidence, *grads, indexed[0], score]
 
 
 def _match_both(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:
@@ -85,12 +89,18 @@ def _soft_argmax(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tenso
     acc = accumulate_dtype(like.dtype)
     mask_b = _wave((b, hb, wb), 1.7, like).clamp(min=0).to(acc)
     beta = torch.full((), 5.0, device=like.device, dtype=acc)
-    flow, lse, confidence = ops.soft_argmax(corr, mask_b, beta, simple)
+    flow, lse, confidence, _, _ = ops.soft_argmax(corr, mask_b, beta, simple)
     grads = ops.soft_argmax_backward(
         _wave((b, 2, ha, wa), 0.9, like).to(acc), _wave((b, ha, wa), 1.1, like).to(acc), corr, mask_b, beta, flow, lse,
         simple, True, True, True,
     )  # fmt: skip
-    return [flow, lse, confidence, *grads]
+    # Both kernels round a logit alike, so they agree on the most probable target, around which the window lies.
+    window, window_lse, _, index, score = ops.soft_argmax(corr, mask_b, beta, simple, 3.0, True)
+    window_grads = ops.soft_argmax_backward(
+        _wave((b, 2, ha, wa), 0.9, like).to(acc), _wave((b, ha, wa), 1.1, like).to(acc), corr, mask_b, beta, window,
+        window_lse, simple, True, True, True, index, 3.0,
+    )  # fmt: skip
+    return [flow, lse, confidence, *grads, window, window_lse, index.to(acc), score, *window_grads]
 
 
 def _correlation(ops: Any, like: Tensor, simple: bool, size: Size) -> list[Tensor]:

@@ -1,19 +1,54 @@
 """match: correlation and mask-aware soft argmax in one pass, without the 4D volume."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from cosegflow import _library, reference
-from cosegflow._operators import operators
-from cosegflow.ops import _checks
+from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
-from cosegflow.ops._registration import second_derivative, sum_to_beta, transforms_active
+from cosegflow.ops._registration import fake_matches, second_derivative, sum_to_beta
 from cosegflow.ops._trust import use_simple
-from cosegflow.types import Matches
+from cosegflow.types import IndexedMatches, Matches
 
 
+@overload
+def match(
+    fa: Tensor,
+    fb: Tensor,
+    mask_a: Tensor | None = None,
+    mask_b: Tensor | None = None,
+    *,
+    beta: float | Tensor = 50.0,
+    normalize: bool = True,
+    kernel_sigma: float | None = None,
+    return_index: Literal[False] = False,
+) -> Matches: ...
+@overload
+def match(
+    fa: Tensor,
+    fb: Tensor,
+    mask_a: Tensor | None = None,
+    mask_b: Tensor | None = None,
+    *,
+    beta: float | Tensor = 50.0,
+    normalize: bool = True,
+    kernel_sigma: float | None = None,
+    return_index: Literal[True],
+) -> IndexedMatches: ...
+@overload
+def match(
+    fa: Tensor,
+    fb: Tensor,
+    mask_a: Tensor | None = None,
+    mask_b: Tensor | None = None,
+    *,
+    beta: float | Tensor = 50.0,
+    normalize: bool = True,
+    kernel_sigma: float | None = None,
+    return_index: bool,
+) -> Matches | IndexedMatches: ...
 def match(
     fa: Tensor,
     fb: Tensor,
@@ -24,7 +59,7 @@ def match(
     normalize: bool = True,
     kernel_sigma: float | None = None,
     return_index: bool = False,
-) -> Matches:
+) -> Matches | IndexedMatches:
     """Where each pixel of a lies in b: soft argmax of the features' correlation.
 
     s_ij = <fa_i, fb_j> (of unit vectors with ``normalize``), p_ij = m_j exp(beta s_ij) / sum_k m_k exp(beta s_ik), and
@@ -42,17 +77,21 @@ def match(
             NaN exclude; +inf counts as the largest finite value.
         beta: inverse temperature: a number, a 0-dim tensor or one value per image (B,); may be 0 or negative.
         normalize: divide each feature by max(its L2 norm over C, 1e-12), fused.
-        kernel_sigma: not implemented yet.
-        return_index: not implemented yet.
+        kernel_sigma: None, or the standard deviation in pixels of the window of the kernel soft argmax (SFNet, Lee et
+            al. 2019, arXiv 1904.01810): k_ij max(s_ij, 0) stands for s_ij, k being a Gaussian around the most probable
+            target of the plain distribution, whose position carries no gradient.
+        return_index: also return the most probable target of the plain distribution (the lowest on ties) and its score.
 
     Returns:
         `Matches`, float32 (float64 for float64 features): ``flow`` (B, 2, Ha, Wa) in pixels, ``lse`` (B, Ha, Wa),
         ``confidence`` (B, Ha, Wa) in [0, 1]. Where nothing matches: flow 0, lse -inf, confidence 0, all gradients 0.
         Gradients flow from ``flow`` and ``lse`` to ``fa``, ``fb``, ``mask_b`` and ``beta``.
+        With ``return_index`` `IndexedMatches`, which adds ``index`` (B, Ha, Wa) int64, the flat position y * Wb + x (-1
+        where nothing matches), and ``score`` (B, Ha, Wa), its s_ij (-inf); neither carries a gradient.
 
     Raises:
         TypeError: a dtype that is not floating (or bool, for masks), or two dtypes of features.
-        ValueError: a wrong shape or device, or a ``beta`` that is not finite.
+        ValueError: a wrong shape or device, or a ``beta`` or ``kernel_sigma`` that is not finite.
     """
     _checks.require_pair(fa, fb)
     _checks.require_flag("normalize", normalize)
@@ -60,17 +99,19 @@ def match(
     mask_a = _checks.as_mask("mask_a", mask_a, batch, fa.shape[2:], "fa", fa)
     mask_b = _checks.as_mask("mask_b", mask_b, batch, fb.shape[2:], "fa", fa)
     beta = _checks.as_beta(beta, batch, "fa", fa)
-    if kernel_sigma is not None:
-        raise _checks.not_implemented("match", "kernel_sigma")
-    if return_index:
-        raise _checks.not_implemented("match", "return_index=True")
+    sigma = _checks.as_sigma(kernel_sigma)
+    _checks.require_flag("return_index", return_index)
     _library.require(fa.device)
     dtype = autocast_dtype(fa)
-    if transforms_active():
+    if _transforms.reference_wanted():
         with without_autocast(fa):
-            return reference.match(fa.to(dtype), fb.to(dtype), mask_a, mask_b, beta, normalize)
-    simple = use_simple("match", dtype, fa.device)
-    return Matches(*operators.match(fa, fb, mask_a, mask_b, beta, normalize, simple))
+            result = reference.match_indexed(fa.to(dtype), fb.to(dtype), mask_a, mask_b, beta, normalize, sigma)
+    else:
+        simple = use_simple("match", dtype, fa.device)
+        result = IndexedMatches(
+            *_transforms.run("match", fa, fb, mask_a, mask_b, beta, normalize, simple, sigma, return_index)
+        )
+    return result if return_index else Matches(*result[:3])
 
 
 def _fake(
@@ -81,11 +122,10 @@ def _fake(
     beta: Tensor,
     normalize: bool = True,
     simple: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = reference.accumulate_dtype(fa.dtype)
-    batch, _, ha, wa = fa.shape
-    flow = fa.new_empty((batch, 2, ha, wa), dtype=dtype)
-    return flow, fa.new_empty((batch, ha, wa), dtype=dtype), fa.new_empty((batch, ha, wa), dtype=dtype)
+    kernel_sigma: float = 0.0,
+    return_index: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return fake_matches(fa, (fa.shape[0], *fa.shape[2:]), return_index or kernel_sigma > 0)
 
 
 def _fake_backward(
@@ -104,6 +144,8 @@ def _fake_backward(
     need_fb: bool,
     need_mask_b: bool,
     need_beta: bool,
+    index: Tensor | None = None,
+    kernel_sigma: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_mask_b = mask_b.new_empty(mask_b.shape) if need_mask_b and mask_b is not None else flow.new_empty(0)
     return (
@@ -114,23 +156,24 @@ def _fake_backward(
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple = inputs
-    flow, lse, confidence = output
-    ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow, lse)
-    ctx.mark_non_differentiable(confidence)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple, ctx.sigma, _ = inputs
+    flow, lse, confidence, index, score = output
+    ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow, lse, index if ctx.sigma > 0 else None)
+    ctx.mark_non_differentiable(confidence, index, score)
     ctx.set_materialize_grads(False)
 
 
 def _backward(
-    ctx: Any, grad_flow: Tensor | None, grad_lse: Tensor | None, _: Tensor | None
+    ctx: Any, grad_flow: Tensor | None, grad_lse: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    fa, fb, mask_a, mask_b, beta, flow, lse = ctx.saved_tensors
+    fa, fb, mask_a, mask_b, beta, flow, lse, index = ctx.saved_tensors
     need_fa, need_fb, _, need_mask_b, need_beta = ctx.needs_input_grad[:5]
     if grad_flow is None and grad_lse is None:
-        return (None,) * 7
+        return (None,) * 9
     need_mask_b = need_mask_b and mask_b is not None
-    grads = operators.match_backward(
+    grads = _transforms.run(
+        "match_backward",
         grad_flow,
         grad_lse,
         fa,
@@ -146,6 +189,8 @@ def _backward(
         need_fb,
         need_mask_b,
         need_beta,
+        index,
+        ctx.sigma,
     )
     return (
         grads[0] if need_fa else None,
@@ -153,13 +198,12 @@ def _backward(
         None,
         grads[2] if need_mask_b else None,
         sum_to_beta(grads[3], beta) if need_beta else None,
-        None,
-        None,
+        *(None,) * 4,
     )
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_flow, grad_lse, fa, fb, mask_a, mask_b, beta, _, _, ctx.normalize, _, *ctx.need = inputs
+    grad_flow, grad_lse, fa, fb, mask_a, mask_b, beta, _, _, ctx.normalize, _, *ctx.need, _, ctx.sigma = inputs
     ctx.save_for_backward(grad_flow, grad_lse, fa, fb, mask_a, mask_b, beta)
     ctx.set_materialize_grads(False)
 
@@ -170,7 +214,7 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
     batch = fa.shape[0]
 
     def forward(fa: Tensor, fb: Tensor, beta: Tensor, *mask: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.match(fa, fb, mask_a, mask[0] if weighs else mask_b, beta, ctx.normalize)[:2]
+        return reference.match(fa, fb, mask_a, mask[0] if weighs else mask_b, beta, ctx.normalize, ctx.sigma)[:2]
 
     inputs = (fa, fb, beta.expand(batch), *((mask_b,) if weighs else ()))  # the backward gives beta's per image
     gg_fa, gg_fb, gg_mask, gg_beta = (gg if need else None for gg, need in zip(grad_grads, ctx.need, strict=True))
@@ -178,12 +222,12 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
     for_inputs, for_grads = second_derivative(forward, inputs, (grad_flow, grad_lse), wanted)
     for_beta = None if for_inputs[2] is None else sum_to_beta(for_inputs[2], beta)
     for_mask = for_inputs[3] if weighs else None
-    return (*for_grads, for_inputs[0], for_inputs[1], None, for_mask, for_beta, *(None,) * 8)
+    return (*for_grads, for_inputs[0], for_inputs[1], None, for_mask, for_beta, *(None,) * 10)
 
 
 if _library.is_available():
     torch.library.register_fake("cosegflow::match", _fake)
     torch.library.register_fake("cosegflow::match_backward", _fake_backward)
-    torch.library.register_autograd("cosegflow::match", _backward, setup_context=_setup)
-    torch.library.register_autograd("cosegflow::match_backward", _double_backward, setup_context=_setup_backward)
+    _transforms.register("match", _setup, _backward)
+    _transforms.register("match_backward", _setup_backward, _double_backward)
     autocast_features("match")

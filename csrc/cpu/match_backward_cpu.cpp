@@ -6,6 +6,7 @@
 #include "cpu/feature_gradients_cpu.h"
 #include "cpu/image_loop_cpu.h"
 #include "cpu/softmax_gradients_cpu.h"
+#include "cpu/softmax_window_cpu.h"
 
 namespace cosegflow {
 namespace {
@@ -26,6 +27,10 @@ class MatchBackward {
     tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
     sums_.layout(arena, slots_, capacity_, p.grad_mask_b.data != nullptr);
     tiles_ = arena.take<T>(slots_ * kTileRows * tile_columns_);
+    if (p.kernel_sigma > 0) {
+      windows_bytes_ = Windows(nullptr, *this).bytes;
+      windows_ = arena.take<char>(slots_ * windows_bytes_);
+    }
   }
 
   void run(int64_t image, const CpuRuntime& runtime) {
@@ -54,15 +59,36 @@ class MatchBackward {
  private:
   using Slot = typename GradientSums<T>::Slot;
 
+  // What a slot needs for windows.
+  struct Windows {
+    Arena arena;
+    RowWindows<T> rows;
+    Panels<T> slope;  // of a tile
+    int64_t bytes;
+
+    Windows(char* memory, const MatchBackward& work)
+        : arena(memory),
+          rows(arena, work.p_.kernel_sigma),
+          slope{arena.take<T>(kTileRows * work.tile_columns_), kTileRows * work.kernels_.width},
+          bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
+  };
+
   void run_rows(const Slot& slot, int64_t index, int64_t image, int64_t first, int64_t rows) const {
     const T beta = value_at<T>(p_.beta, image);
     const Panels<T> scores = {tiles_ + index * kTileRows * tile_columns_, kTileRows * kernels_.width};
     for (int64_t row = 0; row < rows; ++row) slot.gradients.read(p_, image, row, rows_.index[first + row], targets_);
+    const bool windowed = p_.kernel_sigma > 0;
+    const Windows windows(windowed ? windows_ + index * windows_bytes_ : nullptr, *this);
+    for (int64_t row = 0; windowed && row < rows; ++row) {
+      windows.rows.set(row, p_.index[image * rows_.total + rows_.index[first + row]], p_.width_b, targets_);
+    }
     for (int64_t c = 0; c < targets_.foreground.count; c += tile_columns_) {
       const int64_t columns = std::min(tile_columns_, targets_.foreground.count - c);
       kernels_.multiply(rows, p_.channels, columns, features_.a.channel_panels(first), features_.b.position_panels(c),
                         scores, false);
+      if (windowed) windows.rows.apply(kernels_, scores, rows, columns, c, targets_, windows.slope);
       slot.gradients.apply(kernels_, scores, rows, columns, c, targets_, beta, slot.column_sum, slot.beta_sum);
+      if (windowed) RowWindows<T>::apply_gradient(kernels_, scores, rows, columns, windows.slope);
       features_.add(kernels_, index, first, rows, c, columns, scores);
     }
   }
@@ -74,7 +100,8 @@ class MatchBackward {
   FeatureGradients<T> features_;
   GradientSums<T> sums_;
   T* tiles_ = nullptr;
-  int64_t slots_ = 1, capacity_ = 0, tile_columns_ = 0;
+  char* windows_ = nullptr;
+  int64_t slots_ = 1, capacity_ = 0, tile_columns_ = 0, windows_bytes_ = 0;
 };
 
 }  // namespace
@@ -86,6 +113,7 @@ size_t match_backward_workspace_bytes_cpu(const MatchParams& p, const CpuRuntime
 
 Status match_backward_cpu(const MatchParams& p, void* workspace, const CpuRuntime& runtime) {
   if (p.fa.dtype == DType::kBool || p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
+  if (p.kernel_sigma > 0 && p.index == nullptr) return {"kernel_sigma needs the index of the forward"};
   if (p.fa.dtype == DType::kFloat64) {
     ImageLoop<MatchBackward<double>, MatchParams>(p, runtime).run(workspace);
   } else {

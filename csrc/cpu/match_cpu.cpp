@@ -2,6 +2,10 @@
 //
 // A tile is kTileRows positions of a by some hundred positions of b. Slots draw tiles of rows from a counter; a row is
 // finished by one slot in a fixed order of columns, so the result depends neither on timing nor on the thread count.
+//
+// With a window (kernel_sigma) the columns are walked twice: the most probable target of each row, then the softmax of
+// the windowed scores. The scores of the rows are kept from the first walk to the second where they fit kKeptBytes,
+// and computed again where they do not.
 #include "common/round_up.h"
 #include "cosegflow/match.h"
 
@@ -10,11 +14,13 @@
 #include "cpu/image_loop_cpu.h"
 #include "cpu/pack_cpu.h"
 #include "cpu/softmax_rows_cpu.h"
+#include "cpu/softmax_window_cpu.h"
 
 namespace cosegflow {
 namespace {
 
 constexpr int64_t kTileColumnBytes = 2048;  // of one row of the tile
+constexpr int64_t kKeptBytes = 2 << 20;     // of a slot: about what a second product of 64 channels is slower to make
 
 template <class T>
 class MatchForward {
@@ -26,17 +32,23 @@ class MatchForward {
     a_.layout(arena, positions_a, p.channels, p.normalize, true, false, slots);
     b_.layout(arena, positions_b, p.channels, p.normalize, false, true, slots);
     tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
+    windowed_ = p.kernel_sigma > 0;
+    const int64_t tiles = ceil_div(positions_b, tile_columns_), tile_bytes = kTileRows * tile_columns_ * sizeof(T);
+    kept_tiles_ = windowed_ && tiles * tile_bytes <= kKeptBytes ? tiles : 1;
     slot_bytes_ = Slot(*this, nullptr).bytes;
     slot_memory_ = arena.take<char>(slots * slot_bytes_);
   }
 
   void run(int64_t image, const CpuRuntime& runtime) {
     const int64_t total = p_.height_a * p_.width_a;
-    const MatchOutputs<T> out(p_.flow, p_.lse, p_.confidence, image, total, p_.width_a);
+    const Outputs out = {{p_.flow, p_.lse, p_.confidence, image, total, p_.width_a}, {p_, image}};
     rows_.select(p_.mask_a, image, p_.height_a, p_.width_a);
     targets_.select(p_.mask_b, image, p_.height_b, p_.width_b, b_.capacity);
     const bool nothing = rows_.count == 0 || targets_.foreground.count == 0;
-    if (nothing || !rows_.complete()) out.clear(0, total);
+    if (nothing || !rows_.complete()) {
+      out.matches.clear(0, total);
+      out.peaks.clear(0, total);
+    }
     if (nothing) return;
     pack_features(p_.fa, image, p_.width_a, rows_, a_, runtime);
     pack_features(p_.fb, image, p_.width_b, targets_.foreground, b_, runtime);
@@ -53,29 +65,71 @@ class MatchForward {
   }
 
  private:
+  struct Outputs {
+    MatchOutputs<T> matches;
+    PeakOutputs<T> peaks;
+  };
+
   struct Slot {  // what one slot needs for itself
     Arena arena;
+    int64_t tile_columns, kept;
     Panels<T> scores;
     RowStates<T> states;
+    RowPeaks<T> peaks;
+    RowWindows<T> windows;
     int64_t bytes;
 
     Slot(const MatchForward& work, char* memory)
         : arena(memory),
-          scores{arena.take<T>(kTileRows * work.tile_columns_), kTileRows * work.kernels_.width},
+          tile_columns(work.tile_columns_),
+          kept(work.kept_tiles_),
+          scores{arena.take<T>(kept * kTileRows * tile_columns), kTileRows * work.kernels_.width},
           states(arena),
+          peaks(arena),
+          windows(arena, work.p_.kernel_sigma),
           bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
+
+    Panels<T> tile(int64_t column) const {
+      return {kept > 1 ? scores.data + column * kTileRows : scores.data, scores.panel_stride};
+    }
   };
 
-  void run_rows(const Slot& slot, int64_t first, int64_t rows, T beta, const MatchOutputs<T>& out) const {
-    const T slope = to_base_2(beta);
-    slot.states.clear(rows);
+  // Calls body(column, columns, scores) over tiles of `rows` rows; computes the scores first unless they are there.
+  template <class Body>
+  void for_each_tile(const Slot& slot, int64_t first, int64_t rows, bool computed, Body&& body) const {
     for (int64_t c = 0; c < targets_.foreground.count; c += tile_columns_) {
       const int64_t columns = std::min(tile_columns_, targets_.foreground.count - c);
-      kernels_.multiply(rows, p_.channels, columns, a_.channel_panels(first), b_.position_panels(c), slot.scores,
-                        false);
-      slot.states.update(kernels_, slot.scores, rows, columns, c, targets_, slope);
+      const Panels<T> scores = slot.tile(c);
+      if (!computed) {
+        kernels_.multiply(rows, p_.channels, columns, a_.channel_panels(first), b_.position_panels(c), scores, false);
+      }
+      body(c, columns, scores);
     }
-    for (int64_t row = 0; row < rows; ++row) slot.states.write(out, row, rows_.index[first + row], targets_, beta);
+  }
+
+  void run_rows(const Slot& slot, int64_t first, int64_t rows, T beta, const Outputs& out) const {
+    const T slope = to_base_2(beta);
+    slot.states.clear(rows);
+    slot.peaks.clear(rows);
+    for_each_tile(slot, first, rows, false, [&](int64_t c, int64_t columns, Panels<T> scores) {
+      if (out.peaks.wanted()) slot.peaks.update(kernels_, scores, rows, columns, c, targets_, beta);
+      if (!windowed_) slot.states.update(kernels_, scores, rows, columns, c, targets_, slope);
+    });
+    for (int64_t row = 0; out.peaks.wanted() && row < rows; ++row) {
+      const int64_t at = rows_.index[first + row];
+      slot.peaks.write(out.peaks, row, at, targets_);
+      slot.windows.set(row, out.peaks.index[at], p_.width_b, targets_);
+    }
+    if (windowed_) {
+      const bool kept = targets_.foreground.count <= kept_tiles_ * tile_columns_;
+      for_each_tile(slot, first, rows, kept, [&](int64_t c, int64_t columns, Panels<T> scores) {
+        slot.windows.apply(kernels_, scores, rows, columns, c, targets_);
+        slot.states.update(kernels_, scores, rows, columns, c, targets_, slope);
+      });
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      slot.states.write(out.matches, row, rows_.index[first + row], targets_, beta);
+    }
   }
 
   const MatchParams& p_;
@@ -83,7 +137,8 @@ class MatchForward {
   Foreground rows_;
   Targets<T> targets_;
   PackedFeatures<T> a_, b_;
-  int64_t tile_columns_ = 0, slot_bytes_ = 0;
+  bool windowed_ = false;
+  int64_t tile_columns_ = 0, kept_tiles_ = 1, slot_bytes_ = 0;
   char* slot_memory_ = nullptr;
 };
 
@@ -96,6 +151,7 @@ size_t match_forward_workspace_bytes_cpu(const MatchParams& p, const CpuRuntime&
 
 Status match_forward_cpu(const MatchParams& p, void* workspace, const CpuRuntime& runtime) {
   if (p.fa.dtype == DType::kBool || p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
+  if (p.kernel_sigma > 0 && p.index == nullptr) return {"kernel_sigma needs index and score"};
   if (p.fa.dtype == DType::kFloat64) {
     ImageLoop<MatchForward<double>, MatchParams>(p, runtime).run(workspace);
   } else {

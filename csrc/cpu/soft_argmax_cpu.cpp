@@ -1,11 +1,13 @@
 // soft_argmax on the CPU: rows of the volume go through the same tile kernels as in match. The volume is read once,
-// which bounds the speed; excluded entries are not read at all.
+// which bounds the speed; excluded entries are not read at all. With a window (kernel_sigma) the forward reads a tile
+// of rows twice, for the most probable targets and for the softmax; the second time it is in the cache.
 #include "common/round_up.h"
 #include "cosegflow/soft_argmax.h"
 
 #include "common/dispatch.h"
 #include "cpu/image_loop_cpu.h"
 #include "cpu/softmax_gradients_cpu.h"
+#include "cpu/softmax_window_cpu.h"
 #include "cpu/tile_rows_cpu.h"
 
 namespace cosegflow {
@@ -66,7 +68,7 @@ class SoftArgmaxForward : SoftArgmaxWork<S> {
 
  public:
   SoftArgmaxForward(const SoftArgmaxParams& p, Arena& arena, int64_t slots) : Base(p, arena, slots) {
-    states_bytes_ = Slot(nullptr).bytes;
+    states_bytes_ = Slot(nullptr, p.kernel_sigma).bytes;
     states_ = arena.take<char>(slots * states_bytes_);
   }
 
@@ -74,20 +76,39 @@ class SoftArgmaxForward : SoftArgmaxWork<S> {
     const SoftArgmaxParams& p = this->p;
     const int64_t total = this->positions_a;
     const MatchOutputs<T> out(p.flow, p.lse, p.confidence, image, total, p.width_a);
+    const PeakOutputs<T> peaks(p, image);
+    const bool windowed = p.kernel_sigma > 0;
     const T beta = value_at<T>(p.beta, image);
     this->select(image);
-    if (this->targets.foreground.count == 0) return out.clear(0, total);
+    if (this->targets.foreground.count == 0) {
+      out.clear(0, total);
+      return peaks.clear(0, total);
+    }
     const int64_t tiles = ceil_div(total, kRows), slots = thread_count(runtime);
     parallel_slots(runtime, slots, [&](int64_t index) {
-      const Slot slot(states_ + index * states_bytes_);
+      const Slot slot(states_ + index * states_bytes_, p.kernel_sigma);
       const Panels<T> tile = this->tile(index);
       for (int64_t t = tiles * index / slots; t < tiles * (index + 1) / slots; ++t) {
         const int64_t row = t * kRows, rows = std::min(kRows, total - row);
         slot.states.clear(rows);
+        slot.peaks.clear(rows);
         this->for_each_column_tile([&](int64_t column, int64_t columns) {
           this->read(image, row, rows, column, columns, tile);
+          if (peaks.wanted()) slot.peaks.update(this->kernels, tile, rows, columns, column, this->targets, beta);
+          if (windowed) return;
           slot.states.update(this->kernels, tile, rows, columns, column, this->targets, to_base_2(beta));
         });
+        for (int64_t r = 0; peaks.wanted() && r < rows; ++r) {
+          slot.peaks.write(peaks, r, row + r, this->targets);
+          slot.windows.set(r, peaks.index[row + r], p.width_b, this->targets);
+        }
+        if (windowed) {
+          this->for_each_column_tile([&](int64_t column, int64_t columns) {
+            this->read(image, row, rows, column, columns, tile);
+            slot.windows.apply(this->kernels, tile, rows, columns, column, this->targets);
+            slot.states.update(this->kernels, tile, rows, columns, column, this->targets, to_base_2(beta));
+          });
+        }
         for (int64_t r = 0; r < rows; ++r) slot.states.write(out, r, row + r, this->targets, beta);
       }
     });
@@ -97,8 +118,15 @@ class SoftArgmaxForward : SoftArgmaxWork<S> {
   struct Slot {
     Arena arena;
     RowStates<T> states;
+    RowPeaks<T> peaks;
+    RowWindows<T> windows;
     int64_t bytes;
-    explicit Slot(char* memory) : arena(memory), states(arena), bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
+    Slot(char* memory, double sigma)
+        : arena(memory),
+          states(arena),
+          peaks(arena),
+          windows(arena, sigma),
+          bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
   };
   char* states_ = nullptr;
   int64_t states_bytes_ = 0;
@@ -112,6 +140,10 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
  public:
   SoftArgmaxBackward(const SoftArgmaxParams& p, Arena& arena, int64_t slots) : Base(p, arena, slots) {
     sums_.layout(arena, slots, this->capacity, p.grad_mask_b.data != nullptr);
+    if (p.kernel_sigma > 0) {
+      windows_bytes_ = Windows(nullptr, *this).bytes;
+      windows_ = arena.take<char>(slots * windows_bytes_);
+    }
   }
 
   void run(int64_t image, const CpuRuntime& runtime) {
@@ -129,7 +161,7 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
         if (grad != nullptr && !this->targets.foreground.complete()) {
           std::fill_n(grad + row * this->positions_b, rows * this->positions_b, from_float<S>(T(0)));
         }
-        if (!nothing) run_rows(slot, this->tile(index), image, row, rows, grad);
+        if (!nothing) run_rows(slot, index, image, row, rows, grad);
       }
     });
     sums_.write(p, image, this->targets, nothing ? 0 : slots);
@@ -138,13 +170,35 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
  private:
   using Slot = typename GradientSums<T>::Slot;
 
-  void run_rows(const Slot& slot, Panels<T> tile, int64_t image, int64_t row, int64_t rows, S* grad) const {
+  // What a slot needs for windows.
+  struct Windows {
+    Arena arena;
+    RowWindows<T> rows;
+    Panels<T> slope;  // of a tile
+    int64_t bytes;
+
+    Windows(char* memory, const SoftArgmaxBackward& work)
+        : arena(memory),
+          rows(arena, work.p.kernel_sigma),
+          slope{arena.take<T>(kRows * work.tile_columns), kRows * work.kernels.width},
+          bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
+  };
+
+  void run_rows(const Slot& slot, int64_t index, int64_t image, int64_t row, int64_t rows, S* grad) const {
     const T beta = value_at<T>(this->p.beta, image);
+    const Panels<T> tile = this->tile(index);
+    const bool windowed = this->p.kernel_sigma > 0;
+    const Windows windows(windowed ? windows_ + index * windows_bytes_ : nullptr, *this);
+    for (int64_t r = 0; windowed && r < rows; ++r) {
+      windows.rows.set(r, this->p.index[image * this->positions_a + row + r], this->p.width_b, this->targets);
+    }
     for (int64_t r = 0; r < rows; ++r) slot.gradients.read(this->p, image, r, row + r, this->targets);
     this->for_each_column_tile([&](int64_t column, int64_t columns) {
       this->read(image, row, rows, column, columns, tile);
+      if (windowed) windows.rows.apply(this->kernels, tile, rows, columns, column, this->targets, windows.slope);
       slot.gradients.apply(this->kernels, tile, rows, columns, column, this->targets, beta, slot.column_sum,
                            slot.beta_sum);
+      if (windowed) RowWindows<T>::apply_gradient(this->kernels, tile, rows, columns, windows.slope);
       if (grad == nullptr) return;
       for (int64_t r = 0; r < rows; ++r) {
         S* to = grad + (row + r) * this->positions_b + this->offset(column);
@@ -154,6 +208,8 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
   }
 
   GradientSums<T> sums_;
+  char* windows_ = nullptr;
+  int64_t windows_bytes_ = 0;
 };
 
 template <template <class> class Work>
@@ -168,6 +224,7 @@ size_t workspace_bytes(const SoftArgmaxParams& p, const CpuRuntime& runtime) {
 
 template <template <class> class Work>
 Status run(const SoftArgmaxParams& p, void* workspace, const CpuRuntime& runtime) {
+  if (p.kernel_sigma > 0 && p.index == nullptr) return {"kernel_sigma needs index"};
   return dispatch_floating(p.dtype, [&](auto tag) -> Status {
     ImageLoop<Work<typename decltype(tag)::type>, SoftArgmaxParams>(p, runtime).run(workspace);
     return {};

@@ -41,24 +41,30 @@ MatchParams common(const py::array& fa, const py::array& fb, const py::object& m
 std::vector<char> workspace_of(size_t bytes) { return std::vector<char>(bytes, char(0xff)); }
 
 py::tuple forward(const py::array& fa, const py::array& fb, const py::object& mask_a, const py::object& mask_b,
-                  const py::array& beta, bool normalize, bool simple) {
+                  const py::array& beta, bool normalize, bool simple, double kernel_sigma, bool return_index) {
   MatchParams p = common(fa, fb, mask_a, mask_b, beta, normalize, simple);
   const py::array flow = accumulate_array(p.fa.dtype, {p.batch, 2, p.height_a, p.width_a});
   const py::array lse = accumulate_array(p.fa.dtype, {p.batch, p.height_a, p.width_a});
   const py::array confidence = accumulate_array(p.fa.dtype, {p.batch, p.height_a, p.width_a});
   p.flow = output<4>(flow, "flow"), p.lse = output<3>(lse, "lse");
   p.confidence = output<3>(confidence, "confidence");
+  p.kernel_sigma = kernel_sigma;
+  const bool indexed = return_index || kernel_sigma > 0;
+  const Shape peaks = indexed ? Shape{p.batch, p.height_a, p.width_a} : Shape{0};
+  const py::array index = poisoned(py::array_t<int64_t>(peaks)), score = accumulate_array(p.fa.dtype, peaks);
+  if (indexed) p.index = pointer<int64_t>(index, "index"), p.score = output<3>(score, "score");
   std::vector<char> workspace = workspace_of(match_forward_workspace_bytes_cuda(p));
   check(match_forward_cuda(p, workspace.data(), nullptr));
-  return py::make_tuple(flow, lse, confidence);
+  return py::make_tuple(flow, lse, confidence, index, score);
 }
 
 py::tuple backward(const py::array& fa, const py::array& fb, const py::object& mask_a, const py::object& mask_b,
                    const py::array& beta, const py::array& flow, const py::array& lse, const py::object& grad_flow,
                    const py::object& grad_lse, bool normalize, bool simple, const std::vector<bool>& need,
-                   size_t chunk_bytes) {
+                   size_t chunk_bytes, const py::object& index, double kernel_sigma) {
   MatchParams p = common(fa, fb, mask_a, mask_b, beta, normalize, simple);
   p.chunk_bytes = chunk_bytes;
+  p.index = pointer<int64_t>(index, "index"), p.kernel_sigma = kernel_sigma;
   p.flow = view<4>(flow, "flow"), p.lse = view<3>(lse, "lse");
   p.grad_flow = view<4>(grad_flow, "grad_flow"), p.grad_lse = view<3>(grad_lse, "grad_lse");
   py::object grad_fa = py::none(), grad_fb = py::none(), grad_mask_b = py::none(), grad_beta = py::none();
@@ -87,10 +93,12 @@ py::tuple backward(const py::array& fa, const py::array& fb, const py::object& m
 
 void bind_match(py::module_& m) {
   m.def("match", &forward, py::arg("fa"), py::arg("fb"), py::arg("mask_a"), py::arg("mask_b"), py::arg("beta"),
-        py::arg("normalize") = true, py::arg("simple") = false);
+        py::arg("normalize") = true, py::arg("simple") = false, py::arg("kernel_sigma") = 0.0,
+        py::arg("return_index") = false);
   m.def("match_backward", &backward, py::arg("fa"), py::arg("fb"), py::arg("mask_a"), py::arg("mask_b"),
         py::arg("beta"), py::arg("flow"), py::arg("lse"), py::arg("grad_flow"), py::arg("grad_lse"),
-        py::arg("normalize"), py::arg("simple"), py::arg("need"), py::arg("chunk_bytes") = 0);
+        py::arg("normalize"), py::arg("simple"), py::arg("need"), py::arg("chunk_bytes") = 0,
+        py::arg("index") = py::none(), py::arg("kernel_sigma") = 0.0);
 }
 
 }  // namespace hostsim

@@ -41,23 +41,30 @@ struct Call {
   }
 };
 
-py::tuple forward(const py::array& corr, const py::object& mask_b, const py::array& beta, bool simple) {
+py::tuple forward(const py::array& corr, const py::object& mask_b, const py::array& beta, bool simple,
+                  double kernel_sigma, bool return_index) {
   Call call(corr, mask_b, beta, simple);
   const py::array flow = call.positions(true, 2), lse = call.positions(true, 0), confidence = call.positions(true, 0);
   call.p.flow = output<4>(flow, "flow");
   call.p.lse = output<3>(lse, "lse");
   call.p.confidence = output<3>(confidence, "confidence");
+  call.p.kernel_sigma = kernel_sigma;
+  const bool indexed = return_index || kernel_sigma > 0;
+  const Shape peaks = indexed ? Shape{call.shape[0], call.shape[1], call.shape[2]} : Shape{0};
+  const py::array index = py::array_t<int64_t>(peaks), score = accumulate_array(call.p.dtype, peaks);
+  if (indexed) call.p.index = pointer<int64_t>(index, "index"), call.p.score = output<3>(score, "score");
   std::vector<char> workspace(soft_argmax_forward_workspace_bytes_cuda(call.p), char(0xff));  // NaN
   check(soft_argmax_forward_cuda(call.p, workspace.data(), nullptr));
-  return py::make_tuple(flow, lse, confidence);
+  return py::make_tuple(flow, lse, confidence, index, score);
 }
 
 py::tuple backward(const py::array& corr, const py::object& mask_b, const py::array& beta, const py::array& flow,
                    const py::array& lse, const py::object& grad_flow, const py::object& grad_lse, bool simple,
-                   const std::vector<bool>& need) {
+                   const std::vector<bool>& need, const py::object& index, double kernel_sigma) {
   Call call(corr, mask_b, beta, simple);
   SoftArgmaxParams& p = call.p;
   pointer(flow, "flow"), pointer(lse, "lse");  // contiguous
+  p.index = pointer<int64_t>(index, "index"), p.kernel_sigma = kernel_sigma;
   p.flow = view<4>(flow, "flow");
   p.lse = view<3>(lse, "lse");
   p.grad_flow = view<4>(grad_flow, "grad_flow");
@@ -83,9 +90,11 @@ py::tuple backward(const py::array& corr, const py::object& mask_b, const py::ar
 }  // namespace
 
 void bind_soft_argmax(py::module_& m) {
-  m.def("soft_argmax", &forward, py::arg("corr"), py::arg("mask_b"), py::arg("beta"), py::arg("simple") = false);
+  m.def("soft_argmax", &forward, py::arg("corr"), py::arg("mask_b"), py::arg("beta"), py::arg("simple") = false,
+        py::arg("kernel_sigma") = 0.0, py::arg("return_index") = false);
   m.def("soft_argmax_backward", &backward, py::arg("corr"), py::arg("mask_b"), py::arg("beta"), py::arg("flow"),
-        py::arg("lse"), py::arg("grad_flow"), py::arg("grad_lse"), py::arg("simple"), py::arg("need"));
+        py::arg("lse"), py::arg("grad_flow"), py::arg("grad_lse"), py::arg("simple"), py::arg("need"),
+        py::arg("index") = py::none(), py::arg("kernel_sigma") = 0.0);
 }
 
 }  // namespace hostsim

@@ -44,28 +44,31 @@ MatchParams params_of(const Tensor& fa, const Tensor& fb, const OptionalTensor& 
   return p;
 }
 
-std::tuple<Tensor, Tensor, Tensor> match(Tensor fa, Tensor fb, OptionalTensor mask_a, OptionalTensor mask_b,
-                                         Tensor beta, bool normalize, bool simple) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match(Tensor fa, Tensor fb, OptionalTensor mask_a,
+                                                         OptionalTensor mask_b, Tensor beta, bool normalize,
+                                                         bool simple, double kernel_sigma, bool return_index) {
   MatchParams p = params_of(fa, fb, mask_a, mask_b, beta, normalize, simple);
   const DType accumulate = accumulate_type(p.fa.dtype);
   Tensor flow = empty(fa, {p.batch, 2, p.height_a, p.width_a}, accumulate);
   Tensor lse = empty(fa, {p.batch, p.height_a, p.width_a}, accumulate);
   Tensor confidence = empty(fa, {p.batch, p.height_a, p.width_a}, accumulate);
   p.flow = view<4>(flow), p.lse = view<3>(lse), p.confidence = view<3>(confidence);
+  const PeakTensors peaks = peak_tensors(fa, p, accumulate, kernel_sigma, return_index);
   if (p.batch > 0) execute<Forward>(fa, p);
-  return {flow, lse, confidence};
+  return {flow, lse, confidence, peaks.index, peaks.score};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> match_backward(OptionalTensor grad_flow, OptionalTensor grad_lse, Tensor fa,
                                                           Tensor fb, OptionalTensor mask_a, OptionalTensor mask_b,
                                                           Tensor beta, Tensor flow, Tensor lse, bool normalize,
                                                           bool simple, bool need_fa, bool need_fb, bool need_mask_b,
-                                                          bool need_beta) {
+                                                          bool need_beta, OptionalTensor index, double kernel_sigma) {
   MatchParams p = params_of(fa, fb, mask_a, mask_b, beta, normalize, simple);
   const DType accumulate = accumulate_type(p.fa.dtype);
   flow = torch::stable::contiguous(flow), lse = torch::stable::contiguous(lse);
   require_flow_and_lse(flow, lse, fa, p.batch, p.height_a, p.width_a, accumulate);
   p.flow = view<4>(flow), p.lse = view<3>(lse);
+  take_index(fa, p, index, kernel_sigma);
   p.grad_flow = grad_view<4>(grad_flow, fa, {p.batch, 2, p.height_a, p.width_a}, accumulate);
   p.grad_lse = grad_view<3>(grad_lse, fa, {p.batch, p.height_a, p.width_a}, accumulate);
   require(!need_mask_b || mask_b.has_value(), "there is no mask_b to give a gradient for");
@@ -87,11 +90,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> match_backward(OptionalTensor grad_fl
 STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
   m.def(
       "match(Tensor fa, Tensor fb, Tensor? mask_a, Tensor? mask_b, Tensor beta, bool normalize=True, "
-      "bool simple=False) -> (Tensor flow, Tensor lse, Tensor confidence)");
+      "bool simple=False, float kernel_sigma=0.0, bool return_index=False) -> "
+      "(Tensor flow, Tensor lse, Tensor confidence, Tensor index, Tensor score)");
   m.def(
       "match_backward(Tensor? grad_flow, Tensor? grad_lse, Tensor fa, Tensor fb, Tensor? mask_a, Tensor? mask_b, "
       "Tensor beta, Tensor flow, Tensor lse, bool normalize, bool simple, bool need_fa, bool need_fb, "
-      "bool need_mask_b, bool need_beta) -> (Tensor grad_fa, Tensor grad_fb, Tensor grad_mask_b, Tensor grad_beta)");
+      "bool need_mask_b, bool need_beta, Tensor? index=None, float kernel_sigma=0.0) -> (Tensor grad_fa, Tensor "
+      "grad_fb, Tensor grad_mask_b, Tensor grad_beta)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cosegflow, CPU, m) {

@@ -50,7 +50,8 @@ SoftArgmaxParams params_of(const Tensor& corr, const OptionalTensor& mask_b, con
   return p;
 }
 
-std::tuple<Tensor, Tensor, Tensor> soft_argmax(Tensor corr, OptionalTensor mask_b, Tensor beta, bool simple) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> soft_argmax(Tensor corr, OptionalTensor mask_b, Tensor beta,
+                                                               bool simple, double kernel_sigma, bool return_index) {
   corr = torch::stable::contiguous(corr);
   SoftArgmaxParams p = params_of(corr, mask_b, beta, simple);
   const DType accumulate = accumulate_type(p.dtype);
@@ -58,19 +59,22 @@ std::tuple<Tensor, Tensor, Tensor> soft_argmax(Tensor corr, OptionalTensor mask_
   Tensor lse = empty(corr, {p.batch, p.height_a, p.width_a}, accumulate);
   Tensor confidence = empty(corr, {p.batch, p.height_a, p.width_a}, accumulate);
   p.flow = view<4>(flow), p.lse = view<3>(lse), p.confidence = view<3>(confidence);
+  const PeakTensors peaks = peak_tensors(corr, p, accumulate, kernel_sigma, return_index);
   if (p.batch > 0) execute<Forward>(corr, p);
-  return {flow, lse, confidence};
+  return {flow, lse, confidence, peaks.index, peaks.score};
 }
 
 std::tuple<Tensor, Tensor, Tensor> soft_argmax_backward(OptionalTensor grad_flow, OptionalTensor grad_lse, Tensor corr,
                                                         OptionalTensor mask_b, Tensor beta, Tensor flow, Tensor lse,
-                                                        bool simple, bool need_corr, bool need_mask_b, bool need_beta) {
+                                                        bool simple, bool need_corr, bool need_mask_b, bool need_beta,
+                                                        OptionalTensor index, double kernel_sigma) {
   corr = torch::stable::contiguous(corr);
   SoftArgmaxParams p = params_of(corr, mask_b, beta, simple);
   const DType accumulate = accumulate_type(p.dtype);
   flow = torch::stable::contiguous(flow), lse = torch::stable::contiguous(lse);
   require_flow_and_lse(flow, lse, corr, p.batch, p.height_a, p.width_a, accumulate);
   p.flow = view<4>(flow), p.lse = view<3>(lse);
+  take_index(corr, p, index, kernel_sigma);
   p.grad_flow = grad_view<4>(grad_flow, corr, {p.batch, 2, p.height_a, p.width_a}, accumulate);
   p.grad_lse = grad_view<3>(grad_lse, corr, {p.batch, p.height_a, p.width_a}, accumulate);
   require(!need_mask_b || mask_b.has_value(), "there is no mask_b to give a gradient for");
@@ -90,11 +94,12 @@ std::tuple<Tensor, Tensor, Tensor> soft_argmax_backward(OptionalTensor grad_flow
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
   m.def(
-      "soft_argmax(Tensor corr, Tensor? mask_b, Tensor beta, bool simple=False) -> "
-      "(Tensor flow, Tensor lse, Tensor confidence)");
+      "soft_argmax(Tensor corr, Tensor? mask_b, Tensor beta, bool simple=False, float kernel_sigma=0.0, "
+      "bool return_index=False) -> (Tensor flow, Tensor lse, Tensor confidence, Tensor index, Tensor score)");
   m.def(
       "soft_argmax_backward(Tensor? grad_flow, Tensor? grad_lse, Tensor corr, Tensor? mask_b, Tensor beta, "
-      "Tensor flow, Tensor lse, bool simple, bool need_corr, bool need_mask_b, bool need_beta) -> "
+      "Tensor flow, Tensor lse, bool simple, bool need_corr, bool need_mask_b, bool need_beta, "
+      "Tensor? index=None, float kernel_sigma=0.0) -> "
       "(Tensor grad_corr, Tensor grad_mask_b, Tensor grad_beta)");
 }
 

@@ -138,6 +138,39 @@ View<Rank> grad_view(const std::optional<Tensor>& grad, const Tensor& like, cons
   return view<Rank>(*grad);
 }
 
+// The most probable targets, (B, H, W): allocated where they are wanted, and params `p` pointed at them.
+struct PeakTensors {
+  Tensor index, score;
+};
+
+template <class Params>
+PeakTensors peak_tensors(const Tensor& like, Params& p, DType accumulate, double kernel_sigma, bool wanted) {
+  require(kernel_sigma >= 0, "kernel_sigma needs to be positive, or 0 for no window");
+  p.kernel_sigma = kernel_sigma;
+  wanted = wanted || kernel_sigma > 0;
+  const std::vector<int64_t> sizes = wanted ? std::vector<int64_t>{p.batch, p.height_a, p.width_a}  //
+                                            : std::vector<int64_t>{0};
+  PeakTensors result{empty(like, sizes, ScalarType::Long), empty(like, sizes, accumulate)};
+  if (!wanted) return result;
+  p.index = static_cast<int64_t*>(result.index.data_ptr());
+  p.score = view<3>(result.score);
+  return result;
+}
+
+// The index that the backward of a windowed softmax reads; `index` must outlive the launch.
+template <class Params>
+void take_index(const Tensor& like, Params& p, std::optional<Tensor>& index, double kernel_sigma) {
+  require(kernel_sigma >= 0, "kernel_sigma needs to be positive, or 0 for no window");
+  p.kernel_sigma = kernel_sigma;
+  if (!(kernel_sigma > 0)) return;
+  require(index.has_value() && index->scalar_type() == ScalarType::Long &&
+              sizes_of(*index) == std::vector<int64_t>({p.batch, p.height_a, p.width_a}),
+          "kernel_sigma needs the index that the forward gave");
+  require_same_device(index, like);
+  index = torch::stable::contiguous(*index);
+  p.index = static_cast<int64_t*>(index->data_ptr());
+}
+
 // What an output that nobody needs is returned as.
 inline Tensor nothing(const Tensor& like, DType dtype) { return empty(like, {0}, dtype); }
 

@@ -25,6 +25,7 @@
 #include "cpu/tile/softmax_both_kernel.h"
 #include "cpu/tile/softmax_kernel.h"
 #include "cpu/tile/transfer_kernel.h"
+#include "cpu/tile/window_kernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

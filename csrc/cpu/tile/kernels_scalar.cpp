@@ -10,6 +10,7 @@
 #include "cpu/tile/softmax_both_kernel.h"
 #include "cpu/tile/softmax_kernel.h"
 #include "cpu/tile/transfer_kernel.h"
+#include "cpu/tile/window_kernel.h"
 
 namespace cosegflow {
 const TileKernels<float> kScalarFloat = scalar::kTable<float>;

@@ -148,15 +148,24 @@ void softmax_gradient(const GradientTile<T>& t) {
   t.log_weight != nullptr ? gradient_panels<T, true>(t) : gradient_panels<T, false>(t);
 }
 
+// transfer_kernel.h
 template <class T>
-void softmax_weights(const WeightsTile<T>& t);  // transfer_kernel.h
+void softmax_weights(const WeightsTile<T>& t);
 template <class T>
 void transfer_gradient(const TransferGradientTile<T>& t);
 
+// window_kernel.h
+template <class T>
+void peaks(const PeakTile<T>& t);
+template <class T>
+void window(const WindowTile<T>& t);
+template <class T>
+void window_gradient(const WindowTile<T>& t);
+
 template <class T>
 constexpr TileKernels<T> kTable = {
-    kWidth<T>,          multiply<T>,      multiply_transposed<T>, softmax<T>,           softmax_gradient<T>,
-    softmax_columns<T>, both_gradient<T>, softmax_weights<T>,     transfer_gradient<T>,
+    kWidth<T>,        multiply<T>,        multiply_transposed<T>, softmax<T>, softmax_gradient<T>, softmax_columns<T>,
+    both_gradient<T>, softmax_weights<T>, transfer_gradient<T>,   peaks<T>,   window<T>,           window_gradient<T>,
 };
 
 }  // namespace CSF_ISA

@@ -108,6 +108,30 @@ struct TransferGradientTile {
   double *column_sum = nullptr, *beta_sum = nullptr;  // as in GradientTile
 };
 
+// The largest logit of each row of a tile, beta s + ln(2) log_weight: for an answer, so NaN is passed over and of equal
+// ones the first counts. The running state of a row (key -inf, column -1: none yet) is that of the columns before.
+template <class T>
+struct PeakTile {
+  Panels<const T> scores;
+  int64_t rows = 0, columns = 0, first = 0;  // first: the number that column 0 has in the answer
+  T beta = 0;
+  const T* log_weight = nullptr;  // as in SoftmaxTile, but null wherever all weights are 1
+  T *key = nullptr, *score = nullptr;
+  int64_t* column = nullptr;
+};
+
+// The window of the kernel soft argmax: scores s are replaced by k max(s, 0), with the Gaussian
+// k = 2^(-rate ((x - center_x)^2 + (y - center_y)^2)). NaN stays.
+template <class T>
+struct WindowTile {
+  Panels<T> scores;
+  int64_t rows = 0, columns = 0;
+  T rate = 0;
+  const T *x = nullptr, *y = nullptr;
+  const T *center_x = nullptr, *center_y = nullptr;  // of each row
+  Panels<T> slope;  // gets the derivative, k where s > 0 and else 0, in the layout of the scores; null where not wanted
+};
+
 constexpr int64_t kRowBlock = 8;  // at most; where it is less, panel widths are multiples of that
 
 template <class T>
@@ -126,6 +150,10 @@ struct TileKernels {
   void (*both_gradient)(const BothGradientTile<T>&);
   void (*softmax_weights)(const WeightsTile<T>&);
   void (*transfer_gradient)(const TransferGradientTile<T>&);
+  void (*peaks)(const PeakTile<T>&);
+  void (*window)(const WindowTile<T>&);
+  // scores *= slope of such a tile: the way of a gradient back through the window.
+  void (*window_gradient)(const WindowTile<T>&);
 };
 
 // The table for this machine, or for the lower instruction set that COSEGFLOW_CPU_ISA=scalar|avx2|avx512 asks for.

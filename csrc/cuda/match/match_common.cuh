@@ -64,6 +64,7 @@ struct ForwardArgs {
   View1 beta;
   int row_tiles, splits;
   OnlineSoftmax<Acc>* partial;  // (splits, B, Na): states of compact rows
+  int* best = nullptr;  // (splits, B, Na): the compact target with the largest logit, -1: none; null: not wanted
 };
 
 // One chunk of the backward: `images` images from image b0 on, rows [row_begin, row_begin + rows) of each.

@@ -13,6 +13,7 @@ using namespace match_cuda;
 const char* why_not_tiled(const MatchParams& p) {
   constexpr int64_t kPixels = (int64_t{1} << 31) - 4096;  // of one image: rows are counted in 32 bits
   if (p.simple) return "the simple kernels were asked for";
+  if (p.kernel_sigma > 0) return "the tiles know no window yet";
   if (half_type(p.fa.dtype) && device_generation() < 8) return "mma.m16n8k16 and cp.async need compute capability 8.0";
   if (p.height_a * p.width_a > kPixels || p.height_b * p.width_b > kPixels) return "an image has over 2^31 pixels";
   if (p.channels > (int64_t{1} << 23)) return "offsets within a tile of 128 rows need C <= 2^23";
@@ -31,6 +32,8 @@ Status check_common(const MatchParams& p) {
   }
   if (p.flow.data == nullptr || p.lse.data == nullptr) return {"match: flow or lse is null"};
   if (p.flow.dtype != acc || p.lse.dtype != acc) return {"match: flow and lse must have the accumulate type of fa"};
+  if (p.kernel_sigma < 0) return {"match: kernel_sigma must not be negative"};
+  if (p.kernel_sigma > 0 && p.index == nullptr) return {"match: kernel_sigma needs index"};
   return {};
 }
 
@@ -63,6 +66,10 @@ Status match_forward_cuda(const MatchParams& p, void* workspace, Stream stream) 
   if (Status s = check_common(p); !s.ok()) return s;
   if (p.confidence.data == nullptr || p.confidence.dtype != accumulate_type(p.fa.dtype)) {
     return {"match: confidence is null or does not have the accumulate type of fa"};
+  }
+  if ((p.index == nullptr) != (p.score.data == nullptr)) return {"match: index and score are wanted both or neither"};
+  if (p.score.data != nullptr && p.score.dtype != accumulate_type(p.fa.dtype)) {
+    return {"match: score must have the accumulate type of fa"};
   }
   if (Status s = check_workspace(workspace, match_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return why_not_tiled(p) != nullptr ? simple_forward(p, stream) : tiled_forward(p, workspace, stream);

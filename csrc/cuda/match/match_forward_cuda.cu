@@ -1,11 +1,15 @@
-// match forward, the tiled path: pack both sides, tiles with an online softmax (match_forward_kernel.cuh), and the two
+// match forward, the tiled path: pack both sides, tiles with an online softmax (match_forward_kernel.cuh), and the
 // small kernels here.
 //
 // clear: only where mask_a is given, every source pixel starts as excluded. One thread a pixel.
 // finish: one thread a compact row merges the states of the splits and scatters the results to the raster: 16 bytes in
 //   per split, 16 bytes out. Both are bound by memory and take microseconds; not measured yet.
+// most_probable: only where wanted, a warp a compact row picks the best target of the splits and computes its score
+//   again, from two packed rows: 2 C elements in, 1/Nb of what the tiles compute.
 #include "common/dispatch.h"
 #include "match/match_common.cuh"
+#include "primitives/most_probable.cuh"
+#include "primitives/warp_reduce.cuh"
 
 namespace cosegflow::match_cuda {
 namespace {
@@ -15,7 +19,18 @@ struct Outputs {
   View3 lse, confidence;
   int width_a, width_b, height_b;
   int64_t batch, positions;
+  int64_t* index;  // null where not wanted
+  View3 score;
 };
+
+template <class Acc>
+__device__ __forceinline__ void write_most_probable(const Outputs& out, int64_t b, int pixel, int64_t index,
+                                                    Acc score) {
+  out.index[b * out.positions + pixel] = index;
+  const View3& v = out.score;
+  static_cast<Acc*>(v.data)[b * v.stride[0] + pixel / out.width_a * v.stride[1] + pixel % out.width_a * v.stride[2]] =
+      score;
+}
 
 template <class Acc>
 __device__ __forceinline__ void write_match(const Outputs& out, int64_t b, int pixel, Acc flow_x, Acc flow_y, Acc lse,
@@ -34,8 +49,10 @@ template <class Acc>
 __global__ void __launch_bounds__(256) match_clear_kernel(Outputs out) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (i >= out.batch * out.positions) return;
-  write_match(out, i / out.positions, static_cast<int>(i % out.positions), Acc(0), Acc(0), minus_infinity<Acc>(),
-              Acc(0));
+  const int64_t b = i / out.positions;
+  const int pixel = static_cast<int>(i % out.positions);
+  write_match(out, b, pixel, Acc(0), Acc(0), minus_infinity<Acc>(), Acc(0));
+  if (out.index != nullptr) write_most_probable(out, b, pixel, -1, minus_infinity<Acc>());
 }
 
 template <class Acc>
@@ -57,6 +74,35 @@ __global__ void __launch_bounds__(256) match_finish_kernel(Outputs out, const in
 }
 
 template <class T>
+__global__ void __launch_bounds__(256) match_most_probable_kernel(Outputs out, ForwardArgs<T> args) {
+  using Acc = accumulate_t<T>;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32, rows = out.batch * out.positions;
+  const int64_t b = row / out.positions;
+  if (row >= rows || row % out.positions >= args.a.count[b]) return;  // a whole warp
+  MostProbable<Acc, int> best;
+  best.clear();
+  for (int s = 0; s < args.splits; ++s) {
+    best.merge({args.partial[s * rows + row].peak, Acc(0), args.best[s * rows + row]});
+  }
+  const int pixel = args.a.index[row], lane = threadIdx.x % 32;
+  if (best.index < 0) {
+    if (lane == 0) write_most_probable(out, b, pixel, -1, minus_infinity<Acc>());
+    return;
+  }
+  const int64_t target = b * args.b.positions + best.index;
+  const T* const from_a = args.a.features + row * args.a.padded_channels;
+  const T* const from_b = args.b.features + target * args.b.padded_channels;
+  Acc dot = Acc(0);
+  for (int64_t c = lane; c < args.a.padded_channels; c += 32) {
+    dot = fma_of(static_cast<Acc>(to_float(from_a[c])), static_cast<Acc>(to_float(from_b[c])), dot);
+  }
+  dot = warp_reduce_sum(dot);
+  if (lane == 0) {
+    write_most_probable(out, b, pixel, args.b.index[target], dot * args.a.inv_norm[row] * args.b.inv_norm[target]);
+  }
+}
+
+template <class T>
 struct ForwardSpace {
   ForwardArgs<T> args;
   size_t bytes;
@@ -72,6 +118,7 @@ struct ForwardSpace {
     args.row_tiles = static_cast<int>(ceil_div(na, TileExtent<T>::kRows));
     args.splits = choose_splits(p.batch * args.row_tiles, ceil_div(nb, TileExtent<T>::kCols), 16);
     args.partial = arena.take<OnlineSoftmax<Acc>>(args.splits * p.batch * na);
+    if (p.index != nullptr) args.best = arena.take<int>(args.splits * p.batch * na);
     bytes = arena.bytes();
   }
 };
@@ -84,7 +131,8 @@ Status forward(const MatchParams& p, void* workspace, Stream stream) {
   const int64_t rows = p.batch * args.a.positions;
   if (ceil_div(rows, 256) > INT32_MAX) return {"match: too many source pixels for one launch"};
   const Outputs out{p.flow,       p.lse,         p.confidence, static_cast<int>(p.width_a),
-                    args.width_b, args.height_b, p.batch,      args.a.positions};
+                    args.width_b, args.height_b, p.batch,      args.a.positions,
+                    p.index,      p.score};
   const dim3 grid(static_cast<unsigned>(ceil_div(rows, 256)));
   if (Status s = pack(args.a, p.fa, p.mask_a, p.width_a, p.normalize, stream); !s.ok()) return s;
   if (Status s = pack(args.b, p.fb, p.mask_b, p.width_b, p.normalize, stream); !s.ok()) return s;
@@ -92,6 +140,14 @@ Status forward(const MatchParams& p, void* workspace, Stream stream) {
     if (Status s = launch(&match_clear_kernel<Acc>, grid, dim3(256), 0, stream, out); !s.ok()) return s;
   }
   if (Status s = launch_forward(args, stream); !s.ok()) return s;
+  if (p.index != nullptr) {
+    if (ceil_div(rows, 8) > INT32_MAX) return {"match: too many source pixels for one launch"};
+    if (Status s = launch(&match_most_probable_kernel<T>, dim3(static_cast<unsigned>(ceil_div(rows, 8))), dim3(256), 0,
+                          stream, out, args);
+        !s.ok()) {
+      return s;
+    }
+  }
   return launch(&match_finish_kernel<Acc>, grid, dim3(256), 0, stream, out, args.a.count, args.a.index, args.splits,
                 args.partial);
 }

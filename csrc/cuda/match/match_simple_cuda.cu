@@ -2,14 +2,17 @@
 // yardstick of the fast ones and run where those do not.
 //
 // Forward: one block of 128 threads per source pixel; a thread takes every 128th target, computes norm and inner
-//   product by a loop over C, keeps an online softmax in registers; one thread merges the 128 states in shared memory.
+//   product by a loop over C, keeps an online softmax in registers; the 128 states merge in shared memory.
+//   Where the most probable target is wanted, another such state; with a window around it, a second walk.
 // Backward: images in turn, rows in chunks: (1) a thread per (source, target) writes s and dlogit to the workspace;
 //   (2) a thread per (source, channel), and (3) per (target, channel), sums ds * f_hat; (4) a thread per target sums
 //   dlogit for the mask and dlogit * s for beta; after the chunks (5) a thread per pixel goes back through the
 //   normalization. No pipeline, no atomics: one order of summation.
 // Moves Na * Nb * C values per pass through L2, 2 FLOPs each: bound by load throughput, far from any limit by design.
 #include "common/dispatch.h"
+#include "kernel_window.cuh"
 #include "match/match_common.cuh"
+#include "primitives/most_probable.cuh"
 
 namespace cosegflow::match_cuda {
 namespace {
@@ -44,14 +47,25 @@ __device__ __forceinline__ Acc feature(const Side& s, int64_t b, int64_t c, int6
   return to_float(*at4<const T>(s.f, b, c, i / s.width, i % s.width));
 }
 
+// The sum of term(c) over the channels, eight at a time: one long sum in float would lose digits.
+template <class Acc, class Term>
+__device__ __forceinline__ Acc sum_over_channels(int64_t channels, const Term& term) {
+  Acc sum = Acc(0);
+  for (int64_t c0 = 0; c0 < channels; c0 += 8) {
+    Acc part = Acc(0);
+    for (int64_t c = c0; c < c0 + 8 && c < channels; ++c) part += term(c);
+    sum += part;
+  }
+  return sum;
+}
+
 template <class T, class Acc = accumulate_t<T>>
 __device__ __forceinline__ Acc inverse_norm(const Side& s, int64_t b, int64_t i) {
   if (!s.normalize) return Acc(1);
-  Acc squares = Acc(0);
-  for (int64_t c = 0; c < s.channels; ++c) {
+  const Acc squares = sum_over_channels<Acc>(s.channels, [&](int64_t c) {
     const Acc v = feature<T>(s, b, c, i);
-    squares += v * v;
-  }
+    return v * v;
+  });
   const Acc norm = sqrt_of(squares);
   return Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);
 }
@@ -59,36 +73,83 @@ __device__ __forceinline__ Acc inverse_norm(const Side& s, int64_t b, int64_t i)
 template <class T, class Acc = accumulate_t<T>>
 __device__ __forceinline__ Acc score(const Side& sa, const Side& sb, int64_t b, int64_t i, int64_t j, Acc inv_a,
                                      Acc inv_b) {
-  Acc dot = Acc(0);
-  for (int64_t c = 0; c < sa.channels; ++c) dot += feature<T>(sa, b, c, i) * feature<T>(sb, b, c, j);
+  const Acc dot =
+      sum_over_channels<Acc>(sa.channels, [&](int64_t c) { return feature<T>(sa, b, c, i) * feature<T>(sb, b, c, j); });
   return dot * inv_a * inv_b;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kForwardThreads) match_simple_forward_kernel(MatchParams p, Side sa, Side sb) {
+// The best of all threads, in all threads.
+template <class Acc>
+__device__ __forceinline__ MostProbable<Acc> best_of_block(const MostProbable<Acc>& mine) {
+  using All = MostProbable<Acc>[kForwardThreads];
+  using One = MostProbable<Acc>[1];
+  CSF_SHARED(All, all);
+  CSF_SHARED(One, one);
+  all[threadIdx.x] = mine;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    MostProbable<Acc> best = mine;
+    for (int t = 1; t < kForwardThreads; ++t) best.merge(all[t]);
+    one[0] = best;
+  }
+  __syncthreads();
+  return one[0];
+}
+
+template <class T, bool kIndexed>
+__global__ void __launch_bounds__(kForwardThreads, 4)  // else ptxas aims at too few registers and spills
+    match_simple_forward_kernel(MatchParams p, Side sa, Side sb) {
   using Acc = accumulate_t<T>;
   using States = OnlineSoftmax<Acc>[kForwardThreads];
   CSF_SHARED(States, states);
   const int64_t b = blockIdx.x / sa.positions(), i = blockIdx.x % sa.positions();
   const int64_t y = i / sa.width, x = i % sa.width;
+  const bool exists = sa.allowed(b, i);
+  const Acc beta = static_cast<const Acc*>(p.beta.data)[b * p.beta.stride[0]];
+  const Acc inv_a = exists ? inverse_norm<T>(sa, b, i) : Acc(0);
+  const auto walk = [&](const auto& consume) {  // consume(target, its score, its log weight)
+    for (int64_t j = threadIdx.x; exists && j < sb.positions(); j += kForwardThreads) {
+      const MaskWeight<Acc> m = mask_weight<Acc>(sb.mask, b, j / sb.width, j % sb.width);
+      if (m.weight > Acc(0)) consume(j, score<T>(sa, sb, b, i, j, inv_a, inverse_norm<T>(sb, b, j)), m.log_weight);
+    }
+  };
   OnlineSoftmax<Acc> state;
   state.clear();
-  if (sa.allowed(b, i)) {
-    const Acc beta = static_cast<const Acc*>(p.beta.data)[b * p.beta.stride[0]];
-    const Acc inv_a = inverse_norm<T>(sa, b, i);
-    for (int64_t j = threadIdx.x; j < sb.positions(); j += kForwardThreads) {
-      const MaskWeight<Acc> m = mask_weight<Acc>(sb.mask, b, j / sb.width, j % sb.width);
-      if (!(m.weight > Acc(0))) continue;
-      const Acc s = score<T>(sa, sb, b, i, j, inv_a, inverse_norm<T>(sb, b, j));
-      const Acc logit[1] = {fma_of(beta, s, m.log_weight)};
-      const Acc at_x[1] = {static_cast<Acc>(j % sb.width)}, at_y[1] = {static_cast<Acc>(j / sb.width)};
-      state.add(logit, at_x, at_y);
+  const auto add = [&](int64_t j, Acc s, Acc log_weight) {
+    const Acc logit[1] = {fma_of(beta, s, log_weight)};
+    const Acc at_x[1] = {static_cast<Acc>(j % sb.width)}, at_y[1] = {static_cast<Acc>(j / sb.width)};
+    state.add(logit, at_x, at_y);
+  };
+  if constexpr (kIndexed) {
+    const bool windowed = p.kernel_sigma > 0;
+    MostProbable<Acc> best;
+    best.clear();
+    walk([&](int64_t j, Acc s, Acc log_weight) {
+      best.add(fma_of(beta, s, log_weight), s, j);
+      if (!windowed) add(j, s, log_weight);
+    });
+    best = best_of_block(best);
+    if (windowed) {
+      const auto window = KernelWindow<Acc>::around(best.index, sb.width, p.kernel_sigma);
+      walk([&](int64_t j, Acc s, Acc log_weight) {
+        const Acc k = window.gaussian(static_cast<Acc>(j % sb.width), static_cast<Acc>(j / sb.width));
+        add(j, window.value(s, k), log_weight);
+      });
     }
+    if (threadIdx.x == 0) {
+      p.index[blockIdx.x] = best.index;
+      *at3<Acc>(p.score, b, y, x) = best.score;
+    }
+  } else {
+    walk(add);
   }
+  // Pairs of pairs: where most targets weigh alike, one sum of 128 terms would round them all the same way.
   states[threadIdx.x] = state;
-  __syncthreads();
+  for (unsigned others = kForwardThreads / 2; others > 0; others /= 2) {
+    __syncthreads();
+    if (threadIdx.x < others) state.merge(states[threadIdx.x + others]), states[threadIdx.x] = state;
+  }
   if (threadIdx.x != 0) return;
-  for (int t = 1; t < kForwardThreads; ++t) state.merge(states[t]);
   const bool empty = state.empty();
   *at4<Acc>(p.flow, b, 0, y, x) = empty ? Acc(0) : state.mean_x() - static_cast<Acc>(x);
   *at4<Acc>(p.flow, b, 1, y, x) = empty ? Acc(0) : state.mean_y() - static_cast<Acc>(y);
@@ -101,7 +162,8 @@ template <class Acc>
 struct SimpleSpace {
   int64_t rows;              // of a chunk
   Acc *inv_a, *inv_b;        // (Na), (Nb)
-  Acc *s, *dlogit;           // (rows, Nb)
+  Acc *s, *dlogit;           // (rows, Nb); s windowed where there is a window
+  Acc* dscore;               // (rows, Nb): d(loss)/ds over beta; dlogit itself without a window
   Acc *grad_a, *grad_b;      // (C, Na), (C, Nb): of normalized features
   Acc *sum_mask, *sum_beta;  // (Nb)
   size_t bytes;
@@ -110,10 +172,12 @@ struct SimpleSpace {
     Arena arena(base);
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
     const size_t chunk = p.chunk_bytes == 0 ? size_t{64} << 20 : p.chunk_bytes;
-    const int64_t fit = static_cast<int64_t>(chunk / (2 * sizeof(Acc))) / nb;
+    const bool windowed = p.kernel_sigma > 0;
+    const int64_t fit = static_cast<int64_t>(chunk / ((windowed ? 3 : 2) * sizeof(Acc))) / nb;
     rows = fit < 1 ? 1 : (fit < na ? fit : na);
     inv_a = arena.take<Acc>(na), inv_b = arena.take<Acc>(nb);
     s = arena.take<Acc>(rows * nb), dlogit = arena.take<Acc>(rows * nb);
+    dscore = windowed ? arena.take<Acc>(rows * nb) : dlogit;
     grad_a = arena.take<Acc>(p.channels * na), grad_b = arena.take<Acc>(p.channels * nb);
     sum_mask = arena.take<Acc>(nb), sum_beta = arena.take<Acc>(nb);
     bytes = arena.bytes();
@@ -139,9 +203,15 @@ __global__ void __launch_bounds__(kThreads, 4)  // else ptxas aims at 32 registe
   if (e >= rows * nb) return;
   const int64_t i = row_begin + e / nb, j = e % nb, y = i / sa.width, x = i % sa.width;
   const MaskWeight<Acc> m = mask_weight<Acc>(sb.mask, b, j / sb.width, j % sb.width);
-  Acc s = Acc(0), dlogit = Acc(0);
+  Acc s = Acc(0), dlogit = Acc(0), slope = Acc(1);
   if (m.weight > Acc(0) && sa.allowed(b, i)) {
     s = score<T>(sa, sb, b, i, j, w.inv_a[i], w.inv_b[j]);
+    if (p.kernel_sigma > 0) {
+      const auto window = KernelWindow<Acc>::around(p.index[b * sa.positions() + i], sb.width, p.kernel_sigma);
+      const Acc k = window.gaussian(static_cast<Acc>(j % sb.width), static_cast<Acc>(j / sb.width));
+      slope = window.slope(s, k);
+      s = window.value(s, k);
+    }
     const Acc beta = static_cast<const Acc*>(p.beta.data)[b * p.beta.stride[0]];
     const Acc probability = exp_of(fma_of(beta, s, m.log_weight) - *at3<const Acc>(p.lse, b, y, x));
     const Acc from_x = static_cast<Acc>(j % sb.width) - (*at4<const Acc>(p.flow, b, 0, y, x) + static_cast<Acc>(x));
@@ -154,9 +224,10 @@ __global__ void __launch_bounds__(kThreads, 4)  // else ptxas aims at 32 registe
   }
   w.s[e] = s;
   w.dlogit[e] = dlogit;
+  if (p.kernel_sigma > 0) w.dscore[e] = dlogit * slope;
 }
 
-// grad_a[c][i] = sum_j beta dlogit_ij b_hat[c][j]: a thread per source of the chunk and channel.
+// grad_a[c][i] = sum_j beta dscore_ij b_hat[c][j]: a thread per source of the chunk and channel.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     match_simple_grad_a_kernel(MatchParams p, Side sa, Side sb, int64_t b, int64_t row_begin, int64_t rows,
@@ -167,12 +238,12 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t c = e / rows, row = e % rows;
   Acc sum = Acc(0);
   for (int64_t j = 0; j < nb; ++j) {
-    if (sb.allowed(b, j)) sum += w.dlogit[row * nb + j] * (feature<T>(sb, b, c, j) * w.inv_b[j]);
+    if (sb.allowed(b, j)) sum += w.dscore[row * nb + j] * (feature<T>(sb, b, c, j) * w.inv_b[j]);
   }
   w.grad_a[c * sa.positions() + row_begin + row] = sum * static_cast<const Acc*>(p.beta.data)[b * p.beta.stride[0]];
 }
 
-// grad_b[c][j] += sum_i beta dlogit_ij a_hat[c][i], i in the chunk: a thread per target and channel.
+// grad_b[c][j] += sum_i beta dscore_ij a_hat[c][i], i in the chunk: a thread per target and channel.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     match_simple_grad_b_kernel(MatchParams p, Side sa, Side sb, int64_t b, int64_t row_begin, int64_t rows,
@@ -184,7 +255,7 @@ __global__ void __launch_bounds__(kThreads)
   Acc sum = Acc(0);
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t i = row_begin + row;
-    if (sa.allowed(b, i)) sum += w.dlogit[row * nb + j] * (feature<T>(sa, b, c, i) * w.inv_a[i]);
+    if (sa.allowed(b, i)) sum += w.dscore[row * nb + j] * (feature<T>(sa, b, c, i) * w.inv_a[i]);
   }
   sum *= static_cast<const Acc*>(p.beta.data)[b * p.beta.stride[0]];
   w.grad_b[e] = row_begin == 0 ? sum : w.grad_b[e] + sum;
@@ -300,8 +371,11 @@ Status simple_forward(const MatchParams& p, Stream stream) {
   const int64_t blocks = p.batch * p.height_a * p.width_a;
   if (blocks > INT32_MAX) return {"match: too many source pixels for the simple kernels"};
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
-    return launch(&match_simple_forward_kernel<typename decltype(tag)::type>, dim3(static_cast<unsigned>(blocks)),
-                  dim3(kForwardThreads), 0, stream, p, side_a(p), side_b(p));
+    using T = typename decltype(tag)::type;
+    const auto kernel =
+        p.index != nullptr ? &match_simple_forward_kernel<T, true> : &match_simple_forward_kernel<T, false>;
+    return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kForwardThreads), 0, stream, p, side_a(p),
+                  side_b(p));
   });
 }
 

@@ -48,9 +48,15 @@ Status launch_fast(const SoftArgmaxParams& p, const Workspace<accumulate_t<T>>& 
   dim3 grid;
   const int64_t runs = ceil_div(targets(p), run_length(p, vectors));
   if (Status s = grid_of(p.batch * w.sums.chunks * runs, grid); !s.ok()) return s;
-  const dim3 block(kBackwardThreads);
-  return vectors ? launch(&soft_argmax_backward_kernel<T, true>, grid, block, 0, stream, p, w.log_weight, w.sums)
-                 : launch(&soft_argmax_backward_kernel<T, false>, grid, block, 0, stream, p, w.log_weight, w.sums);
+  const auto run = [&](auto kernel) {
+    return launch(kernel, grid, dim3(kBackwardThreads), 0, stream, p, w.log_weight, w.sums);
+  };
+  if (p.kernel_sigma > 0) {
+    return vectors ? run(&soft_argmax_backward_kernel<T, true, true>)
+                   : run(&soft_argmax_backward_kernel<T, false, true>);
+  }
+  return vectors ? run(&soft_argmax_backward_kernel<T, true, false>)
+                 : run(&soft_argmax_backward_kernel<T, false, false>);
 }
 
 template <class T>
@@ -92,6 +98,7 @@ size_t soft_argmax_backward_workspace_bytes_cuda(const SoftArgmaxParams& p) {
 
 Status soft_argmax_backward_cuda(const SoftArgmaxParams& p, void* workspace, Stream stream) {
   if (p.batch == 0 || (p.grad_corr == nullptr && !wants_mask(p) && p.grad_beta.data == nullptr)) return {};
+  if (p.kernel_sigma > 0 && p.index == nullptr) return {"soft_argmax: kernel_sigma needs index"};
   return dispatch_floating(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return backward<T>(p, workspace, stream);

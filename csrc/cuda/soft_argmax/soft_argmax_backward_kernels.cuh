@@ -28,8 +28,8 @@ struct BackwardSums {
   int64_t beta_parts;
 };
 
-template <class T, bool kAligned>
-__global__ void __launch_bounds__(kBackwardThreads)
+template <class T, bool kAligned, bool kWindowed>
+__global__ void __launch_bounds__(kBackwardThreads, kWindowed ? 3 : 0)
     soft_argmax_backward_kernel(SoftArgmaxParams p, const accumulate_t<T>* log_weight,
                                 BackwardSums<accumulate_t<T>> sums) {
   using Acc = accumulate_t<T>;
@@ -79,12 +79,17 @@ __global__ void __launch_bounds__(kBackwardThreads)
         }
 #pragma unroll
         for (int u = 0; u < D::kItems; ++u) {
-          const Acc s = to_float(value[u]);
+          Acc s = to_float(value[u]), slope = beta;
+          if constexpr (kWindowed) {
+            const Acc k = row.window.gaussian(x[u], y[u]);
+            slope *= row.window.slope(s, k);
+            s = row.window.value(s, k);
+          }
           const bool excluded = weight[u] == minus_infinity<Acc>();  // select: an excluded score may be NaN
           const Acc grad = excluded ? Acc(0) : row.grad_logit(fma_of(beta, s, weight[u]), x[u], y[u]);
           sum[u] += grad;
           sum_beta += excluded ? Acc(0) : grad * s;
-          value[u] = excluded ? T{} : from_float<T>(beta * grad);
+          value[u] = excluded ? T{} : from_float<T>(slope * grad);
         }
       }
       if (p.grad_corr == nullptr) continue;
@@ -129,11 +134,16 @@ __global__ void __launch_bounds__(256)
     const Acc weight = log_weight == nullptr ? Acc(0) : log_weight[b * n + j];
     T value{};
     if (!row.excluded() && weight != minus_infinity<Acc>()) {
-      const Acc s = to_float(static_cast<const T*>(p.corr)[at * n + j]);
-      const Acc grad =
-          row.grad_logit(fma_of(beta, s, weight), static_cast<Acc>(j % p.width_b), static_cast<Acc>(j / p.width_b));
+      const Acc x = static_cast<Acc>(j % p.width_b), y = static_cast<Acc>(j / p.width_b);
+      Acc s = to_float(static_cast<const T*>(p.corr)[at * n + j]), slope = beta;
+      if (p.kernel_sigma > 0) {
+        const Acc k = row.window.gaussian(x, y);
+        slope *= row.window.slope(s, k);
+        s = row.window.value(s, k);
+      }
+      const Acc grad = row.grad_logit(fma_of(beta, s, weight), x, y);
       sum_beta += static_cast<double>(grad) * static_cast<double>(s);
-      value = from_float<T>(beta * grad);
+      value = from_float<T>(slope * grad);
     }
     if (p.grad_corr != nullptr) static_cast<T*>(p.grad_corr)[at * n + j] = value;
   }
@@ -155,8 +165,10 @@ __global__ void __launch_bounds__(256)
     for (int64_t i = 0; i < m; ++i) {
       const BackwardRow<Acc> row = load_row<Acc>(p, b, i);
       if (row.excluded()) continue;
-      const Acc s = to_float(static_cast<const T*>(p.corr)[(b * m + i) * n + j]);
-      sum += row.grad_logit(fma_of(beta, s, weight), static_cast<Acc>(j % p.width_b), static_cast<Acc>(j / p.width_b));
+      const Acc x = static_cast<Acc>(j % p.width_b), y = static_cast<Acc>(j / p.width_b);
+      Acc s = to_float(static_cast<const T*>(p.corr)[(b * m + i) * n + j]);
+      if (p.kernel_sigma > 0) s = row.window.value(s, row.window.gaussian(x, y));
+      sum += row.grad_logit(fma_of(beta, s, weight), x, y);
     }
   }
   sums.mask[at] = sum;

@@ -10,6 +10,7 @@
 #include "common/half.h"
 #include "common/round_up.h"
 #include "cosegflow/soft_argmax.h"
+#include "kernel_window.cuh"
 #include "mask_weight.cuh"
 #include "primitives/launch.cuh"
 #include "primitives/online_softmax.cuh"
@@ -81,6 +82,7 @@ __device__ __forceinline__ double precise_exp(double x) { return exp(x); }
 template <class Acc>
 struct BackwardRow {
   Acc expected_x, expected_y, grad_x, grad_y, grad_lse, lse;
+  KernelWindow<Acc> window;  // only with a kernel_sigma
   __device__ __forceinline__ bool excluded() const { return lse == minus_infinity<Acc>(); }
   __device__ __forceinline__ Acc grad_logit(Acc logit, Acc x, Acc y) const {
     return precise_exp(logit - lse) * (grad_x * (x - expected_x) + grad_y * (y - expected_y) + grad_lse);
@@ -100,6 +102,9 @@ __device__ __forceinline__ BackwardRow<Acc> load_row(const SoftArgmaxParams& p, 
   const int64_t at = b * gf.stride[0] + y * gf.stride[2] + x * gf.stride[3];
   row.grad_x = gradient_or_zero<Acc>(gf.data, at), row.grad_y = gradient_or_zero<Acc>(gf.data, at + gf.stride[1]);
   const View3& gl = p.grad_lse;
+  if (p.kernel_sigma > 0) {
+    row.window = KernelWindow<Acc>::around(p.index[b * rows + i], p.width_b, p.kernel_sigma);
+  }
   row.grad_lse = gradient_or_zero<Acc>(gl.data, b * gl.stride[0] + y * gl.stride[1] + x * gl.stride[2]);
   return row;
 }

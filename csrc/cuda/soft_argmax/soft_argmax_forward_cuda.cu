@@ -22,9 +22,13 @@ Status launch_fast(const SoftArgmaxParams& p, const accumulate_t<T>* log_weight,
   dim3 grid;
   if (Status s = grid_of(ceil_div(p.batch * sources(p), 256 / kRowThreads), grid); !s.ok()) return s;
   const bool aligned = aligned_rows(p.corr, targets(p) * static_cast<int64_t>(sizeof(T)));
-  return aligned
-             ? launch(&soft_argmax_forward_kernel<T, kRowThreads, true>, grid, dim3(256), 0, stream, p, log_weight)
-             : launch(&soft_argmax_forward_kernel<T, kRowThreads, false>, grid, dim3(256), 0, stream, p, log_weight);
+  const auto run = [&](auto kernel) { return launch(kernel, grid, dim3(256), 0, stream, p, log_weight); };
+  if (p.index != nullptr) {
+    return aligned ? run(&soft_argmax_forward_kernel<T, kRowThreads, true, true>)
+                   : run(&soft_argmax_forward_kernel<T, kRowThreads, false, true>);
+  }
+  return aligned ? run(&soft_argmax_forward_kernel<T, kRowThreads, true, false>)
+                 : run(&soft_argmax_forward_kernel<T, kRowThreads, false, false>);
 }
 
 template <class T>
@@ -49,6 +53,7 @@ size_t soft_argmax_forward_workspace_bytes_cuda(const SoftArgmaxParams& p) { ret
 
 Status soft_argmax_forward_cuda(const SoftArgmaxParams& p, void* workspace, Stream stream) {
   if (p.batch == 0) return {};
+  if (p.kernel_sigma > 0 && p.index == nullptr) return {"soft_argmax: kernel_sigma needs index and score"};
   return dispatch_floating(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return forward<T>(p, static_cast<accumulate_t<T>*>(Workspace(p, workspace).log_weight), stream);

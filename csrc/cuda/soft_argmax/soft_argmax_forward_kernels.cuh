@@ -8,9 +8,11 @@
 //   Must move: B * M * N elements of the volume (the log weights stay in cache); ~15 instructions an element.
 //   Bound by memory for float32 and close to the instruction limit for half types.
 //   Fraction of the bandwidth reached: not measured yet.
+//   kIndexed: the most probable target too. With a window around it the row is walked twice, the second time from L2.
 // Simple: one thread owns one source position and reads its row twice: the maximum, then the sums.
 #pragma once
 
+#include "primitives/most_probable.cuh"
 #include "soft_argmax/soft_argmax_common.cuh"
 
 namespace cosegflow::soft_argmax_cuda {
@@ -26,8 +28,15 @@ __device__ __forceinline__ void write_matches(const SoftArgmaxParams& p, int64_t
   static_cast<Acc*>(p.confidence.data)[b * rows + i] = state.largest_probability();
 }
 
-template <class T, int kRowThreads, bool kAligned>
-__global__ void __launch_bounds__(256)
+template <class Acc>
+__device__ __forceinline__ void write_most_probable(const SoftArgmaxParams& p, int64_t row,
+                                                    const MostProbable<Acc>& best) {
+  p.index[row] = best.index;
+  static_cast<Acc*>(p.score.data)[row] = best.score;
+}
+
+template <class T, int kRowThreads, bool kAligned, bool kIndexed>
+__global__ void __launch_bounds__(256, kIndexed ? 2 : 0)  // 0: as if not given; else ptxas aims at 80 and spills
     soft_argmax_forward_kernel(SoftArgmaxParams p, const accumulate_t<T>* log_weight) {
   using Acc = accumulate_t<T>;
   using D = Deal<T, kRowThreads, kAligned>;
@@ -41,48 +50,93 @@ __global__ void __launch_bounds__(256)
   const RasterStep<Acc> between(D::kBetween, p.width_b);
   const RasterStep<Acc> onwards(D::kRun - (D::kItems - 1) * D::kBetween, p.width_b);
 
+  const int64_t first = static_cast<int64_t>(threadIdx.x % kRowThreads) * D::kFirst;
+  // consume(first target, scores, log weights, x, y)
+  const auto walk = [&](const auto& consume) {
+    Acc at_x = static_cast<Acc>(first % p.width_b), at_y = static_cast<Acc>(first / p.width_b);
+    for (int64_t j = first; j < n; j += D::kRun) {
+      Acc logit[D::kItems], x[D::kItems], y[D::kItems];
+      bool allowed = false;
+      if (weights == nullptr) {
+#pragma unroll
+        for (int u = 0; u < D::kItems; ++u) logit[u] = j + u * D::kBetween < n ? Acc(0) : minus_infinity<Acc>();
+        allowed = true;
+      } else if constexpr (kAligned) {
+        load_vector(logit, weights + j);
+      } else {
+#pragma unroll
+        for (int u = 0; u < D::kItems; ++u) {
+          const int64_t at = j + u * D::kBetween;
+          logit[u] = at < n ? weights[at] : minus_infinity<Acc>();
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < D::kItems; ++u) {
+        x[u] = at_x, y[u] = at_y;
+        allowed |= logit[u] != minus_infinity<Acc>();
+        advance(at_x, at_y, u + 1 < D::kItems ? between : onwards, width);
+      }
+      if (!allowed) continue;
+      T s[D::kItems] = {};
+      if constexpr (kAligned) {
+        load_vector(s, scores + j);
+      } else {
+#pragma unroll
+        for (int u = 0; u < D::kItems; ++u) {
+          if (logit[u] != minus_infinity<Acc>()) s[u] = scores[j + u * D::kBetween];
+        }
+      }
+      consume(j, s, logit, x, y);
+    }
+  };
+  // A score that the mask excludes may be NaN: select.
+  const auto logit_of = [&](Acc s, Acc weight) {
+    return weight == minus_infinity<Acc>() ? weight : fma_of(beta, s, weight);
+  };
+
   OnlineSoftmax<Acc> state;
   state.clear();
-  const int64_t first = static_cast<int64_t>(threadIdx.x % kRowThreads) * D::kFirst;
-  Acc at_x = static_cast<Acc>(first % p.width_b), at_y = static_cast<Acc>(first / p.width_b);
-  for (int64_t j = first; j < n; j += D::kRun) {
-    Acc logit[D::kItems], x[D::kItems], y[D::kItems];
-    bool allowed = false;
-    if (weights == nullptr) {
+  const auto add = [&](int64_t, const T(&s)[D::kItems], Acc(&logit)[D::kItems], const Acc(&x)[D::kItems],
+                       const Acc(&y)[D::kItems]) {
 #pragma unroll
-      for (int u = 0; u < D::kItems; ++u) logit[u] = j + u * D::kBetween < n ? Acc(0) : minus_infinity<Acc>();
-      allowed = true;
-    } else if constexpr (kAligned) {
-      load_vector(logit, weights + j);
-    } else {
-#pragma unroll
-      for (int u = 0; u < D::kItems; ++u) {
-        const int64_t at = j + u * D::kBetween;
-        logit[u] = at < n ? weights[at] : minus_infinity<Acc>();
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < D::kItems; ++u) {
-      x[u] = at_x, y[u] = at_y;
-      allowed |= logit[u] != minus_infinity<Acc>();
-      advance(at_x, at_y, u + 1 < D::kItems ? between : onwards, width);
-    }
-    if (!allowed) continue;
-    T s[D::kItems] = {};
-    if constexpr (kAligned) {
-      load_vector(s, scores + j);
-    } else {
-#pragma unroll
-      for (int u = 0; u < D::kItems; ++u) {
-        if (logit[u] != minus_infinity<Acc>()) s[u] = scores[j + u * D::kBetween];
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < D::kItems; ++u) {
-      const Acc masked = logit[u];  // select: an excluded score may be NaN
-      logit[u] = masked == minus_infinity<Acc>() ? masked : fma_of(beta, to_float(s[u]), masked);
-    }
+    for (int u = 0; u < D::kItems; ++u) logit[u] = logit_of(to_float(s[u]), logit[u]);
     state.add(logit, x, y);
+  };
+  if constexpr (kIndexed) {
+    const bool windowed = p.kernel_sigma > 0;
+    MostProbable<Acc> best;
+    best.clear();
+    walk([&](int64_t j, const T(&s)[D::kItems], Acc(&logit)[D::kItems], const Acc(&x)[D::kItems],
+             const Acc(&y)[D::kItems]) {
+#pragma unroll
+      for (int u = 0; u < D::kItems; ++u) {
+        const Acc score = to_float(s[u]);
+        best.add(logit_of(score, logit[u]), score, j + u * D::kBetween);
+      }
+      if (!windowed) add(j, s, logit, x, y);
+    });
+    best.merge_lanes();
+    if constexpr (kRowThreads > 32) {
+      using Bests = MostProbable<Acc>[kRowThreads / 32];
+      CSF_SHARED(Bests, bests);
+      if (threadIdx.x % 32 == 0) bests[threadIdx.x / 32] = best;
+      __syncthreads();
+      for (int w = 0; w < kRowThreads / 32; ++w) best.merge(bests[w]);
+    }
+    if (threadIdx.x % kRowThreads == 0) write_most_probable(p, row, best);
+    if (windowed) {
+      const auto window = KernelWindow<Acc>::around(best.index, p.width_b, p.kernel_sigma);
+      walk([&](int64_t, const T(&s)[D::kItems], Acc(&logit)[D::kItems], const Acc(&x)[D::kItems],
+               const Acc(&y)[D::kItems]) {
+#pragma unroll
+        for (int u = 0; u < D::kItems; ++u) {
+          logit[u] = logit_of(window.value(to_float(s[u]), window.gaussian(x[u], y[u])), logit[u]);
+        }
+        state.add(logit, x, y);
+      });
+    }
+  } else {
+    walk(add);
   }
 
   state.merge_lanes();
@@ -108,10 +162,25 @@ __global__ void __launch_bounds__(256)
   const int64_t b = row / rows;
   const T* scores = static_cast<const T*>(p.corr) + row * n;
   const Acc beta = beta_of<Acc>(p, b);
+  bool windowed = false;  // from here on scores are those of the window
+  KernelWindow<Acc> window{};
   const auto logit = [&](int64_t j) -> Acc {
     const Acc weight = log_weight == nullptr ? Acc(0) : log_weight[b * n + j];
-    return weight == minus_infinity<Acc>() ? weight : fma_of(beta, to_float(scores[j]), weight);
+    if (weight == minus_infinity<Acc>()) return weight;
+    Acc s = to_float(scores[j]);
+    if (windowed) {
+      s = window.value(s, window.gaussian(static_cast<Acc>(j % p.width_b), static_cast<Acc>(j / p.width_b)));
+    }
+    return fma_of(beta, s, weight);
   };
+  if (p.index != nullptr) {
+    MostProbable<Acc> best;
+    best.clear();
+    for (int64_t j = 0; j < n; ++j) best.add(logit(j), to_float(scores[j]), j);
+    write_most_probable(p, row, best);
+    windowed = p.kernel_sigma > 0;
+    if (windowed) window = KernelWindow<Acc>::around(best.index, p.width_b, p.kernel_sigma);
+  }
   OnlineSoftmax<Acc> state;
   state.clear();
   for (int64_t j = 0; j < n; ++j) state.peak = max_of(state.peak, logit(j));

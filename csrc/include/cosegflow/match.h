@@ -23,6 +23,13 @@ struct MatchParams {
   View3 lse;         // (B, Ha, Wa)
   View3 confidence;  // (B, Ha, Wa)
 
+  // The most probable target of each source: forward outputs, contiguous; both null where not wanted.
+  int64_t* index = nullptr;  // (B, Ha, Wa): y * Wb + x, the lowest on ties; -1 where nothing is allowed
+  View3 score;               // (B, Ha, Wa), accumulate_type(fa): its score, before beta and mask; -inf
+  // Standard deviation in pixels of the window of SFNet's kernel soft argmax around `index`; 0: no window. With a
+  // window index and score are needed, and the backward reads index.
+  double kernel_sigma = 0;
+
   // Backward: incoming gradients, accumulate_type(fa), any strides, null where there is none.
   View4 grad_flow;
   View3 grad_lse;

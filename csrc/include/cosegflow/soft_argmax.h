@@ -19,6 +19,11 @@ struct SoftArgmaxParams {
   View4 flow;
   View3 lse, confidence;
 
+  // The most probable target, and a window around it: as in match.h.
+  int64_t* index = nullptr;
+  View3 score;
+  double kernel_sigma = 0;
+
   // Backward: incoming gradients, accumulate_type(corr), any strides, null where there is none.
   View4 grad_flow;
   View3 grad_lse;
