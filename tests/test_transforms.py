@@ -15,7 +15,7 @@ ALL = pytest.mark.parametrize("name", TABLE)
 @pytest.fixture
 def kernels_only(monkeypatch):
     """The plain-torch reference may not be called."""
-    for name in TABLE:
+    for name in (*TABLE, "match_indexed", "soft_argmax_indexed"):
         monkeypatch.setattr(reference, name, lambda *a, name=name: pytest.fail(f"reference.{name} was called"))
 
 
