@@ -208,7 +208,7 @@ Status launch_forward_with(const ForwardArgs<T>& args, Stream stream) {
   const int64_t blocks = args.a.batch * args.row_tiles * args.splits;
   if (blocks > INT32_MAX) return {"match_both: too many pixels for one launch"};
   return launch(&match_both_forward_kernel<T, Engine>, dim3(static_cast<unsigned>(blocks)), dim3(256),
-                match_cuda::forward_shared_bytes<Engine>(), stream, args);
+                match_cuda::forward_shared_bytes<Engine, false>(), stream, args);
 }
 
 }  // namespace cosegflow::match_both_cuda
