@@ -146,8 +146,8 @@ class _Match(torch.autograd.Function):
         need = tuple(ctx.needs_input_grad[i] for i in (0, 1, 3, 4))
         grads = hostsim_module().match_backward(
             *(to_numpy(t) for t in (fa, fb, mask_a, mask_b)), beta_per_image(beta, fa.shape[0]),
-            *(to_numpy(t) for t in (flow, lse, grad_flow, grad_lse)), normalize, simple, need, chunk_bytes, to_numpy(index),
-            sigma,
+            *(to_numpy(t) for t in (flow, lse, grad_flow, grad_lse)), normalize, simple, need, chunk_bytes,
+            to_numpy(index), sigma,
         )  # fmt: skip
         grad_fa, grad_fb, grad_mask_b, grad_beta = (to_torch(g) for g in grads)
         if grad_mask_b is not None:

@@ -12,9 +12,9 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.parametrize("isa", ["avx2", "scalar"])
 def test_the_same_tests_pass(isa):
-    files = [str(TESTS / f"test_{op}.py") for op in ("match", "correlation", "soft_argmax")]
+    files = [str(TESTS / f"test_{op}.py") for op in ("match", "correlation", "soft_argmax", "return_index", "kernel_sigma")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
-    command += ["-k", "cpu and (masks or shapes or values or many_tiles or huge)"]
+    command += ["-k", "cpu and (masks or shapes or values or many_tiles or huge or ties)"]
     environment = {**os.environ, "COSEGFLOW_CPU_ISA": isa, "COSEGFLOW_TEST_BACKENDS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]

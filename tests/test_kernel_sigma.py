@@ -278,9 +278,8 @@ def test_autocast_casts_features_only():
     fa, fb = features(2, 32, 4, 5, 6, 3, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         result = cosegflow.match(fa, fb, beta=10.0, kernel_sigma=2.0)
-    expected = reference.match(
-        fa.bfloat16().double(), fb.bfloat16().double(), None, None, torch.tensor(10.0), True, 2.0
-    )
+    fa, fb = fa.bfloat16().double(), fb.bfloat16().double()
+    expected = reference.match(fa, fb, None, None, torch.tensor(10.0), kernel_sigma=2.0)
     assert result.flow.dtype == torch.float32
     assert_close(result.flow, expected.flow, 1e-4)
 

@@ -19,6 +19,8 @@ SELECTED = {
     "warp": "test_values_and_gradients or test_layouts or test_outside",
     "correlation": "(test_values_and_gradients and (shape1 or shape2 or shape4)) or test_layouts",
     "soft_argmax": "test_masks or test_not_contiguous or (test_shapes and (shape1 or shape3))",
+    "return_index": "test_masks or test_beta or test_the_lowest",
+    "kernel_sigma": "masks or test_beta or (test_shapes and (shape1 or shape3))",
     "match": "test_masks or test_layouts or test_channels or test_many_tiles or test_huge or test_shapes",
 }
 
