@@ -37,6 +37,10 @@ def main() -> None:
     volume = cosegflow.correlation(fa, fb, normalize=True)
     check("correlation", volume, reference.correlation(fa, fb, True))
     check("soft_argmax", cosegflow.soft_argmax(volume, mask_b, beta=10.0).flow, expected.flow)
+    window = cosegflow.match(fa, fb, mask_b=mask_b, beta=10.0, kernel_sigma=2.0, return_index=True)
+    expected = reference.match_indexed(fa, fb, None, mask_b, torch.tensor(10.0), True, 2.0)
+    check("kernel_sigma", window.flow, expected.flow)
+    check("return_index", window.index.float(), expected.index.float())
     check("warp", cosegflow.warp(fb, matches.flow), reference.warp(fb, matches.flow)[0])
     if torch.version.cuda is not None:
         library = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_LAZY | os.RTLD_NOLOAD)

@@ -12,7 +12,9 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.parametrize("isa", ["avx2", "scalar"])
 def test_the_same_tests_pass(isa):
-    files = [str(TESTS / f"test_{op}.py") for op in ("match", "correlation", "soft_argmax", "return_index", "kernel_sigma")]
+    files = [
+        str(TESTS / f"test_{op}.py") for op in ("match", "correlation", "soft_argmax", "return_index", "kernel_sigma")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     command += ["-k", "cpu and (masks or shapes or values or many_tiles or huge or ties)"]
     environment = {**os.environ, "COSEGFLOW_CPU_ISA": isa, "COSEGFLOW_TEST_BACKENDS": "cpu"}

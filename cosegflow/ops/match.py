@@ -104,13 +104,14 @@ def match(
     _checks.require_flag("return_index", return_index)
     _library.require(fa.device)
     dtype = autocast_dtype(fa)
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     if transforms_active():
         with without_autocast(fa):
             result = reference.match_indexed(fa.to(dtype), fb.to(dtype), mask_a, mask_b, beta, normalize, sigma)
     else:
         simple = use_simple("match", dtype, fa.device)
-        result = IndexedMatches(*operators.match(fa, fb, mask_a, mask_b, beta, normalize, simple, sigma, return_index))
-    return result if return_index else Matches(*result[:3])
+        result = operators.match(fa, fb, mask_a, mask_b, beta, normalize, simple, sigma, return_index)
+    return IndexedMatches(*result) if return_index else Matches(*result[:3])
 
 
 def _fake(

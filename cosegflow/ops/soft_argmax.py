@@ -87,13 +87,14 @@ def soft_argmax(
     sigma = _checks.as_sigma(kernel_sigma)
     _checks.require_flag("return_index", return_index)
     _library.require(corr.device)
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     if transforms_active():
         with without_autocast(corr):
             result = reference.soft_argmax_indexed(corr, mask_b, beta, sigma)
     else:
         simple = use_simple("soft_argmax", corr.dtype, corr.device)
-        result = IndexedMatches(*operators.soft_argmax(corr, mask_b, beta, simple, sigma, return_index))
-    return result if return_index else Matches(*result[:3])
+        result = operators.soft_argmax(corr, mask_b, beta, simple, sigma, return_index)
+    return IndexedMatches(*result) if return_index else Matches(*result[:3])
 
 
 def _fake(
