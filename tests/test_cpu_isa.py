@@ -12,10 +12,13 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.parametrize("isa", ["avx2", "scalar"])
 def test_the_same_tests_pass(isa):
-    names = ("match", "match_both", "transfer", "correlation", "soft_argmax", "warp", "warp_cpu", "local_correlation")
+    names = (
+        "match", "match_both", "transfer", "correlation", "soft_argmax", "return_index", "kernel_sigma", "warp",
+        "warp_cpu", "local_correlation",
+    )  # fmt: skip
     files = [str(TESTS / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
-    command += ["-k", "cpu and (masks or shapes or values or many_tiles or huge or large_images)"]
+    command += ["-k", "cpu and (masks or shapes or values or many_tiles or huge or large_images or ties)"]
     environment = {**os.environ, "COSEGFLOW_CPU_ISA": isa, "COSEGFLOW_TEST_BACKENDS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]

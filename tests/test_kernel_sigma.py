@@ -130,6 +130,22 @@ def test_bits_do_not_depend_on_the_order_of_threads(order, seed):
         assert torch.equal(a, e)
 
 
+@pytest.mark.parametrize("beta", [3e38, -3e38, 1e30])
+@pytest.mark.parametrize("targets", [1, 3, 37])
+def test_huge_beta(backend, beta, targets):
+    """Never NaN while float32 can hold beta * s, and the index is that of the extreme score."""
+    fa, fb = torch.ones(1, 1, 1, 2), torch.full((1, 1, 1, targets), -1.1)
+    fb[..., 0] = 1.0
+    best = 0 if beta > 0 or targets == 1 else 1
+    for mask in (None, torch.ones(1, 1, targets), torch.full((1, 1, targets), 0.5)):
+        for sigma in (0.0, 2.0):
+            beta_leaf = torch.tensor(beta, requires_grad=True)
+            result = backend.match_indexed(fa, fb, None, mask, beta_leaf, False, sigma)
+            result[0].sum().backward()
+            assert all(bool(torch.isfinite(t).all()) for t in (*result, beta_leaf.grad))
+            assert bool((result[3] == best).all())
+
+
 def test_the_window_ignores_a_far_second_peak(backend):
     """What the window is for: of two peaks the higher one is the answer, not a point between them."""
     corr = torch.zeros(1, 1, 1, 1, 41)
@@ -278,9 +294,8 @@ def test_autocast_casts_features_only():
     fa, fb = features(2, 32, 4, 5, 6, 3, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         result = cosegflow.match(fa, fb, beta=10.0, kernel_sigma=2.0)
-    expected = reference.match(
-        fa.bfloat16().double(), fb.bfloat16().double(), None, None, torch.tensor(10.0), True, 2.0
-    )
+    fa, fb = fa.bfloat16().double(), fb.bfloat16().double()
+    expected = reference.match(fa, fb, None, None, torch.tensor(10.0), kernel_sigma=2.0)
     assert result.flow.dtype == torch.float32
     assert_close(result.flow, expected.flow, 1e-4)
 

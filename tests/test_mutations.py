@@ -20,7 +20,7 @@ LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32]"
 CHUNKS = "tests/test_transfer.py::test_backward_in_chunks"
-TIES = "tests/test_return_index.py::test_the_lowest_of_ties[hostsim-[127, 128, 129]-dtype{dtype}-{op}-fast]"
+TIES = "tests/test_return_index.py::test_the_lowest_of_ties[hostsim-{at}-dtype{dtype}-{op}-fast]"
 WINDOW = "tests/test_kernel_sigma.py::test_soft_argmax_masks[hostsim-holes-dtype1-fast]"
 
 # Without torch, so that the sanitizer build can run them.
@@ -112,11 +112,11 @@ BUGS = [
         "  const PixelOfThread pixel = pixel_of_thread(p);", op="warp", snippet=WARP_ODD, variant="asan",
         says="AddressSanitizer"),
     Bug("warps that share a row not compared", FORWARD, "best.merge(merged_best[w][threadIdx.x]);", "(void)w;",
-        test=TIES.format(dtype=2, op="match")),
+        test=TIES.format(at="[127, 128, 129]", dtype=2, op="match")),
     Bug("the last of equal columns", FORWARD, "for (int c = kC - 2; c >= 0; --c)", "for (int c = 0; c < kC - 1; ++c)",
-        test=TIES.format(dtype=1, op="match")),
+        test=TIES.format(at="[5, 6]", dtype=1, op="match")),
     Bug("the higher target on ties", "csrc/cuda/primitives/most_probable.cuh", "other.index < index",
-        "other.index > index", op="soft_argmax", test=TIES.format(dtype=1, op="soft_argmax")),
+        "other.index > index", op="soft_argmax", test=TIES.format(at="[5, 6]", dtype=1, op="soft_argmax")),
     Bug("gradient not taken back through the window", "csrc/cuda/soft_argmax/soft_argmax_backward_kernels.cuh",
         "            slope *= row.window.slope(s, k);\n", "", op="soft_argmax", test=WINDOW),
     Bug("tap one pixel beyond the image", WARP_MATH, "&& x >= 0 && x < width &&", "&& x >= 0 && x <= width &&",

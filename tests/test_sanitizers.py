@@ -22,6 +22,8 @@ SELECTED = {
     "soft_argmax": "test_masks or test_not_contiguous or (test_shapes and (shape1 or shape3))",
     "local_correlation": "(test_values_and_gradients and (shape1 or shape3)) or test_layouts or test_outside",
     "transfer": "test_masks or test_layouts or test_value_channels or test_huge or (test_many_tiles and float32)",
+    "return_index": "test_masks or test_beta or test_the_lowest",
+    "kernel_sigma": "masks or test_beta or (test_shapes and (shape1 or shape3))",
     "match": "test_masks or test_layouts or test_channels or test_many_tiles or test_huge or test_shapes",
     "match_both": "test_masks or test_layouts or test_many_tiles or test_huge or test_shapes",
 }

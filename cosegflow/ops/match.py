@@ -103,15 +103,14 @@ def match(
     _checks.require_flag("return_index", return_index)
     _library.require(fa.device)
     dtype = autocast_dtype(fa)
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     if _transforms.reference_wanted():
         with without_autocast(fa):
             result = reference.match_indexed(fa.to(dtype), fb.to(dtype), mask_a, mask_b, beta, normalize, sigma)
     else:
         simple = use_simple("match", dtype, fa.device)
-        result = IndexedMatches(
-            *_transforms.run("match", fa, fb, mask_a, mask_b, beta, normalize, simple, sigma, return_index)
-        )
-    return result if return_index else Matches(*result[:3])
+        result = _transforms.run("match", fa, fb, mask_a, mask_b, beta, normalize, simple, sigma, return_index)
+    return IndexedMatches(*result) if return_index else Matches(*result[:3])
 
 
 def _fake(

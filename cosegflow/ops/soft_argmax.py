@@ -86,13 +86,14 @@ def soft_argmax(
     sigma = _checks.as_sigma(kernel_sigma)
     _checks.require_flag("return_index", return_index)
     _library.require(corr.device)
+    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     if _transforms.reference_wanted():
         with without_autocast(corr):
             result = reference.soft_argmax_indexed(corr, mask_b, beta, sigma)
     else:
         simple = use_simple("soft_argmax", corr.dtype, corr.device)
-        result = IndexedMatches(*_transforms.run("soft_argmax", corr, mask_b, beta, simple, sigma, return_index))
-    return result if return_index else Matches(*result[:3])
+        result = _transforms.run("soft_argmax", corr, mask_b, beta, simple, sigma, return_index)
+    return IndexedMatches(*result) if return_index else Matches(*result[:3])
 
 
 def _fake(
@@ -145,9 +146,8 @@ def _backward(
     if grad_flow is None and grad_lse is None:
         return (None,) * 6
     need_mask_b = need_mask_b and mask_b is not None
-    grads = _transforms.run(
-        "soft_argmax_backward", grad_flow, grad_lse, corr, mask_b, beta, flow, lse, ctx.simple, need_corr, need_mask_b,
-        need_beta, index, ctx.sigma,
+    grads = _transforms.run("soft_argmax_backward", grad_flow, grad_lse, corr, mask_b, beta, flow, lse, ctx.simple, need_corr, need_mask_b, need_beta, index,
+        ctx.sigma,
     )  # fmt: skip
     return (
         grads[0] if need_corr else None,

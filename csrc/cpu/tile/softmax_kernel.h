@@ -55,6 +55,9 @@ CSF_INLINE Peak<T> peak_of_row(const SoftmaxTile<T>& t, int64_t row) {
   }
 }
 
+template <class T>
+constexpr int64_t kSumColumns = 4 * kWidth<T>;
+
 // Logits enter only as differences from the peak, slope (s - s_peak) + (w - w_peak): accurate where the weight is large
 // however large the logits are, and exactly 0 at the peak, so that the sum is at least 1 and nothing overflows.
 template <class T, bool kWeighted>
@@ -76,17 +79,27 @@ static void softmax_rows(const SoftmaxTile<T>& t) {
     t.peak_weight[row] = peak.weight;
     const T base = peak.weight == -kInfinity ? T(0) : peak.weight;
     vec<T> sum{}, sum_x{}, sum_y{};
-    for_each_vector<T>(t.scores, row, t.columns, [&](vec<T> s, int64_t c) __attribute__((always_inline)) {
-      vec<T> relative = (s - peak.score) * t.slope;
-      if constexpr (kWeighted) {
-        relative = -larger(splat(-kLargest), -relative);  // inf, which padding may have, plus its -inf would be NaN
-        relative += load(t.log_weight + c) - base;
-      }
-      const vec<T> e = exp2_below(relative);
-      sum += e;
-      sum_x += e * load(t.x + c);
-      sum_y += e * load(t.y + c);
-    });
+    // A few panels at a time: small terms of equal size, added one by one to a large sum, would all round the same way.
+    for (int64_t c0 = 0; c0 < t.columns; c0 += kSumColumns<T>) {
+      const int64_t columns = t.columns - c0 < kSumColumns<T> ? t.columns - c0 : kSumColumns<T>;
+      const Panels<const T> panels = {t.scores.data + c0 / kWidth<T> * t.scores.panel_stride, t.scores.panel_stride};
+      vec<T> part{}, part_x{}, part_y{};
+      for_each_vector<T>(panels, row, columns, [&](vec<T> s, int64_t at) __attribute__((always_inline)) {
+        const int64_t c = c0 + at;
+        vec<T> relative = (s - peak.score) * t.slope;
+        if constexpr (kWeighted) {
+          relative = -larger(splat(-kLargest), -relative);  // inf, which padding may have, plus its -inf would be NaN
+          relative += load(t.log_weight + c) - base;
+        }
+        const vec<T> e = exp2_below(relative);
+        part += e;
+        part_x += e * load(t.x + c);
+        part_y += e * load(t.y + c);
+      });
+      sum += part;
+      sum_x += part_x;
+      sum_y += part_y;
+    }
     t.sum[row] = t.sum[row] * keep + double(sum_lanes(sum));
     t.sum_x[row] = t.sum_x[row] * keep + double(sum_lanes(sum_x));
     t.sum_y[row] = t.sum_y[row] * keep + double(sum_lanes(sum_y));
