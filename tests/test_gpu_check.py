@@ -362,7 +362,7 @@ def test_on_a_gpu_nothing_waits_for_the_simulator(tmp_path):
 
 def test_every_public_operation_has_its_small_shapes():
     functions = {n for n in cosegflow.__all__ if isinstance(getattr(cosegflow, n), types.FunctionType)}
-    functions -= {"is_available", "warmup"}
+    functions -= {"is_available", "warmup", "resize_flow"}  # resize_flow is plain torch around warp
     assert {name.split()[0] for name in PUBLIC} >= functions
     assert {call.group for call in CALLS.values()} >= functions
     assert set(PUBLIC) <= set(CALLS)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from errors import assert_close
 
 import cosegflow
@@ -115,10 +116,14 @@ def differentiable(name):
     return call, inputs
 
 
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
 def finite_sum(result):
     """A scalar of all outputs; lse may be -inf where nothing matches."""
     total = 0.0
-    for r in result if isinstance(result, tuple) else (result,):
+    for r in as_tuple(result):
         weights = torch.arange(r.numel(), dtype=r.dtype).reshape(r.shape) / r.numel() - 0.5
         total = total + (torch.where(torch.isfinite(r), r, 0.0) * weights).sum()
     return total
@@ -194,6 +199,31 @@ def test_compile_inductor():
     call, inputs = differentiable("match")
     compiled = torch.compile(lambda *i: finite_sum(call(*i)) * 2, fullgraph=True)
     assert_close(compiled(*inputs), finite_sum(call(*inputs)) * 2, 1e-12)
+
+
+@ALL
+def test_export(name):
+    make, call, _ = TABLE[name]
+    inputs = make()
+
+    class Module(torch.nn.Module):
+        def forward(self, *inputs):
+            return call(*inputs)
+
+    program = torch.export.export(Module(), inputs)
+    assert any(f"cosegflow.{name}" in str(node.target) for node in program.graph.nodes)
+    for got, want in zip(as_tuple(program.module()(*inputs)), as_tuple(call(*inputs)), strict=True):
+        assert torch.equal(got, want)
+
+
+@ALL
+def test_activation_checkpointing(name):
+    call, inputs = differentiable(name)
+    leaves = [i for i in inputs if i.requires_grad]
+    again = torch.utils.checkpoint.checkpoint(lambda *i: finite_sum(call(*i)), *inputs, use_reentrant=False)
+    for got, want in zip(torch.autograd.grad(again, leaves),
+                         torch.autograd.grad(finite_sum(call(*inputs)), leaves), strict=True):  # fmt: skip
+        assert torch.equal(got, want)
 
 
 @ALL

@@ -105,12 +105,20 @@ def _match(normalize: bool) -> Callable[[Inputs, bool], Any]:
     )
 
 
+def _matched_in_window(t: Inputs, simple: bool) -> Any:
+    return operators.match(t["fa"], t["fb"], t.get("mask_a"), t.get("mask_b"), t["beta"], True, simple, 2.5, True)
+
+
 def _correlation(normalize: bool, relu: bool) -> Callable[[Inputs, bool], Any]:
     return lambda t, simple: (operators.correlation(t["fa"], t["fb"], normalize, relu, simple),)
 
 
 def _soft_argmax(t: Inputs, simple: bool) -> Any:
     return operators.soft_argmax(t["corr"], t.get("mask_b"), t["beta"], simple)
+
+
+def _soft_argmax_in_window(t: Inputs, simple: bool) -> Any:
+    return operators.soft_argmax(t["corr"], t.get("mask_b"), t["beta"], simple, 2.5, True)
 
 
 def _warp(mode: str, padding: str) -> Callable[[Inputs, bool], Any]:
@@ -152,10 +160,12 @@ def _cycle(t: Inputs, simple: bool) -> Any:
 CALLS: dict[str, Call] = {
     "match masked": Call("match", PAIRS, _masked_pair, _match(True)),
     "match strided": Call("match", PAIRS[:3], _strided_pair, _match(False)),
+    "match window and index": Call("match", PAIRS[:3], _masked_pair, _matched_in_window),
     "correlation normalized": Call("correlation", PAIRS, _pair, _correlation(True, True)),
     "correlation strided": Call("correlation", PAIRS[:3], _strided_pair, _correlation(False, False)),
     "soft_argmax": Call("soft_argmax", VOLUMES, _volume, _soft_argmax),
     "soft_argmax masked": Call("soft_argmax", VOLUMES, _masked_volume, _soft_argmax),
+    "soft_argmax window and index": Call("soft_argmax", VOLUMES, _masked_volume, _soft_argmax_in_window),
     "warp bilinear": Call("warp", PAIRS, _image, _warp("bilinear", "zeros")),
     "warp border": Call("warp", PAIRS[:3], _image, _warp("bilinear", "border"), deterministic=True),
     "warp nearest": Call("warp", PAIRS[:3], _image, _warp("nearest", "zeros")),
@@ -169,6 +179,9 @@ CALLS: dict[str, Call] = {
 }
 PUBLIC: dict[str, Callable[[Inputs], tuple[Tensor, ...]]] = {
     "match masked": lambda t: cosegflow.match(t["fa"], t["fb"], t["mask_a"], t["mask_b"], beta=t["beta"])[:3],
+    "match window and index": lambda t: cosegflow.match(
+        t["fa"], t["fb"], t["mask_a"], t["mask_b"], beta=t["beta"], kernel_sigma=2.5, return_index=True
+    ),
     "correlation normalized": lambda t: (cosegflow.correlation(t["fa"], t["fb"], normalize=True, relu=True),),
     "soft_argmax masked": lambda t: cosegflow.soft_argmax(t["corr"], t["mask_b"], beta=t["beta"])[:3],
     "warp bilinear": lambda t: cosegflow.warp(t["x"], t["flow"], return_valid=True),

@@ -1,4 +1,4 @@
-"""What every operator's registration shares: the double backward, and when to evaluate the reference instead.
+"""What every operator's registration shares: the double backward.
 
 Design. An operator `op` and its `op_backward` are both C++ kernels; autograd connects them from Python
 (`torch.library.register_autograd`), so AOTAutograd can trace both. The derivative of `op_backward` (the double
@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cosegflow.ops._autocast import without_autocast
 from cosegflow.reference import accumulate_dtype
@@ -20,17 +19,6 @@ from cosegflow.reference import accumulate_dtype
 def sum_to_beta(per_image: Tensor, beta: Tensor) -> Tensor:
     """The gradient of beta from its gradients per image."""
     return per_image.sum().reshape(beta.shape) if beta.numel() == 1 else per_image
-
-
-def transforms_active() -> bool:
-    """Whether torch.func transforms or forward-mode AD are at work here.
-
-    `register_autograd` does not cover them (forward mode would silently give zero tangents), so the public functions
-    then evaluate their plain-torch reference, which is right under every transform but stores the volume.
-    """
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def fake_matches(like: Tensor, shape: Sequence[int], want_index: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -146,8 +146,9 @@ def _backward(
     if grad_flow is None and grad_lse is None:
         return (None,) * 6
     need_mask_b = need_mask_b and mask_b is not None
-    grads = _transforms.run("soft_argmax_backward", grad_flow, grad_lse, corr, mask_b, beta, flow, lse, ctx.simple, need_corr, need_mask_b, need_beta, index,
-        ctx.sigma,
+    grads = _transforms.run(
+        "soft_argmax_backward", grad_flow, grad_lse, corr, mask_b, beta, flow, lse, ctx.simple, need_corr, need_mask_b,
+        need_beta, index, ctx.sigma,
     )  # fmt: skip
     return (
         grads[0] if need_corr else None,
