@@ -61,4 +61,6 @@ def flow(case: Case, size: tuple[int, int], device: torch.device, seed: int) -> 
     else:
         reach = torch.tensor([size[1], size[0]]).reshape(1, 2, 1, 1) / 4
         values = torch.randn(shape, generator=generator) * reach
-    return values.to(device).requires_grad_()
+    # Not at the pixels' centres, where the derivative jumps and rounding decides which side is taken.
+    whole = values.floor()
+    return (whole + 0.02 + 0.96 * (values - whole)).to(device).requires_grad_()
