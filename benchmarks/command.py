@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from datetime import date
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -65,7 +65,7 @@ def choose_steps(options: argparse.Namespace, device: torch.device) -> list[Step
                 cases = WORKS[work].cases[text] if text in SETS else (parse(text),)
             except ValueError as error:
                 raise BenchError(f"--sizes: {error}; or a set: {', '.join(SETS)}") from None
-            cases = tuple(_with_dtype(case, options.dtype) for case in cases)
+            cases = tuple(WORKS[work].own(_with_dtype(case, options.dtype)) for case in cases)
             try:
                 steps += plan([work], cases, directions, options.peers)
             except ValueError as error:
@@ -94,7 +94,9 @@ def _csv_path(options: argparse.Namespace, device: torch.device, name: str) -> P
     from cosegflow.report import check_output
 
     short = re.sub(r"\W+", "-", name).strip("-").lower() if device.type == "cuda" else "cpu"
-    path: Path = options.csv or options.out / f"bench_{short}_{date.today().isoformat()}.csv"
+    path: Path = options.csv or options.out / f"bench_{short}_{datetime.now().strftime('%Y-%m-%d_%H%M%S')}.csv"
+    if path.is_dir():
+        raise BenchError(f"--csv: need a file, got the folder {path}")
     for folder, option in ((options.out, "--out"), (path.parent, "--csv")):
         check_output(folder, option).mkdir(parents=True, exist_ok=True)
     return path

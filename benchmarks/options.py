@@ -28,5 +28,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and budgets: under a minute")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for the CSV and report.html")
-    parser.add_argument("--csv", type=Path, help="the CSV's path (default: OUT/bench_DEVICE_DATE.csv)")
+    parser.add_argument("--csv", type=Path, help="the CSV's path (default: OUT/bench_DEVICE_TIME.csv)")
     parser.add_argument("--list", action="store_true", help="list works, sizes and peers, and stop")

@@ -18,7 +18,7 @@ from .rows import Row
 from .table import OURS, Group, Line, group
 
 ORDER = (
-    OURS, "two-calls", "eager", "eager-float32-scores", "unfold", "compile", "sdpa", "flex", "chunked",
+    OURS, "two-calls", "eager", "eager-float32", "unfold", "compile", "sdpa", "flex", "chunked",
     "spatial-correlation-sampler", "kornia",
 )  # fmt: skip
 """Contestants with a colour of their own; others get one of the rest by their name."""

@@ -34,16 +34,28 @@ def output_of(*command: str) -> str | None:
     return done.stdout.strip()
 
 
+def built_from() -> str:
+    """The commit that the installed package was built from, where its build knew."""
+    import cosegflow
+
+    try:
+        info = json.loads((Path(cosegflow.__file__).parent / "_build_info.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    return str(info.get("commit") or "")
+
+
 def provenance(device: torch.device, command: str | None = None) -> dict[str, Any]:
     """The columns `rows.PROVENANCE`."""
     import cosegflow
 
     cuda = device.type == "cuda"
-    status = output_of("git", "status", "--porcelain", "--untracked-files=no")
+    ours = output_of("git", "rev-parse", "--show-toplevel") == str(HERE.parent)  # not a repository around a venv
+    status = output_of("git", "status", "--porcelain", "--untracked-files=no") if ours else None
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command or " ".join(["python", *sys.argv]),
-        "commit": output_of("git", "rev-parse", "HEAD") or os.environ.get("COSEGFLOW_COMMIT", ""),
+        "commit": (output_of("git", "rev-parse", "HEAD") if ours else None) or built_from(),
         "modified": None if status is None else bool(status),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if cuda else cpu_name(),

@@ -68,15 +68,17 @@ def plan(
 
 
 def _error(results: tuple[Tensor, dict[str, Tensor]], exact: Exact | str, direction: str) -> Row:
-    """Largest absolute and relative error; of the gradients, unless forward. NaN where anything is not a number.
+    """Largest absolute and relative error of the gradients, or of the output (forward, or too large a case).
 
-    Nothing where there is no truth to compare with.
+    NaN where anything is not a number; nothing where there is no truth to compare with.
     """
     if isinstance(exact, str):
         return {}
     output, gradients = results
     if direction == "forward":
         pairs = [(output if exact.rows is None else output[..., exact.rows, :], exact.output)]
+    elif exact.rows is not None and direction == "both":
+        pairs = [(output[..., exact.rows, :], exact.output)]
     else:
         pairs = [(gradients[k], v) for k, v in exact.gradients.items()]
     if not pairs:
@@ -139,10 +141,13 @@ def measure(
     }  # fmt: skip
     rows: dict[str, Row] = {}
     for name in step.peers:
-        rows[name] = {**common, "peer": name, "peer_version": PEERS[name].version()}
+        rows[name] = {**common, "peer": name}
         if step.direction not in PEERS[name].directions:
             rows[name] |= {"status": "unsupported", "reason": "no backward"}
-    inputs = _inputs(step, device)
+    try:
+        inputs = _inputs(step, device)
+    except Exception as failure:  # too large for this machine, most likely
+        return [_rounded({**_refusal(failure, name), **row}) for name, row in rows.items()]
     exact: Exact | str | None = None
     jobs = []
     for name in step.peers:
@@ -160,6 +165,8 @@ def measure(
                 rows[name]["memory_mb"] = peak / 1e6
             started = time.monotonic()
             results = one.results()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             if time.monotonic() - started > 60:
                 raise TimeoutError(f"one call took {time.monotonic() - started:.0f} s")
             if exact is None:
@@ -168,7 +175,7 @@ def measure(
             del results
             jobs.append(one)
         except Exception as failure:  # whatever a peer may raise is its row
-            rows[name] |= _refusal(failure, name)
+            rows[name] |= _refusal(timing.forget(failure), name)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     for name, readings in timing.in_turn(jobs, device, budget_s, repeats).items():
@@ -180,6 +187,8 @@ def measure(
             "status": "ok", "p20_ms": taken.p20 * 1e3, "median_ms": taken.median * 1e3, "p80_ms": taken.p80 * 1e3,
             "repeats": taken.repeats, "limit_fraction": limit_s / taken.median,
         }  # fmt: skip
+    for name, row in rows.items():
+        row["peer_version"] = PEERS[name].version()  # now it is known which kernels ran
     return [_rounded(row) for row in rows.values()]
 
 

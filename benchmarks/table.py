@@ -105,7 +105,7 @@ def _lines(rows: list[Row]) -> tuple[tuple[Line, ...], str | None]:
     marked = [
         Line(x.row, None, x.ok and is_wrong(x.row.get("error_max"), errors) and not _rounding(x.row)) for x in plain
     ]
-    right = [x for x in marked if x.ok and not x.wrong and x.peer != OURS]
+    right = [x for x in marked if x.ok and not x.wrong and x.peer != OURS and x.row.get("error_max") is not None]
     best = min(right, key=lambda x: x.row["median_ms"], default=None)
     own = next((x.row["median_ms"] for x in marked if x.ok and x.peer == OURS), None)
 

@@ -82,9 +82,9 @@ def test_the_registry():
 
 def test_reasons_are_precise():
     with pytest.raises(Unavailable, match="half precision"):
-        PEERS["eager-float32-scores"].works["match"](Case(), CPU)
+        PEERS["eager-float32"].works["match"](Case(), CPU)
     with pytest.raises(Unavailable, match="CUDA only"):
-        PEERS["eager-float32-scores"].works["match"](Case(dtype="bfloat16"), CPU)
+        PEERS["eager-float32"].works["match"](Case(dtype="bfloat16"), CPU)
     with pytest.raises(Unavailable, match="no mask"):
         PEERS["kornia"].works["soft_argmax"](Case(foreground=0.5), CPU)
 
@@ -162,7 +162,7 @@ def test_float32_scores_as_on_cuda(monkeypatch, foreground):
     inputs = WORKS["match"].inputs(case, CPU, 3)
     exact = WORKS["match"].exact(case, inputs, True)
     monkeypatch.setattr(torch, "baddbmm", product)
-    output = PEERS["eager-float32-scores"].works["match"](case, torch.device("cuda"))(inputs)
+    output = PEERS["eager-float32"].works["match"](case, torch.device("cuda"))(inputs)
     found = torch.autograd.grad(output, [inputs["fa"], inputs["fb"]], cotangent(output))
     pairs = [(output, exact.output), (found[0], exact.gradients["fa"]), (found[1], exact.gradients["fb"])]
     errors = [((g.double() - w).norm() / w.norm()).item() for g, w in pairs]

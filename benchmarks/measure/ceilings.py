@@ -77,6 +77,16 @@ def _exp_cpu() -> tuple[Callable[[], Tensor], int]:
     return lambda: torch.exp(x, out=out), x.numel()
 
 
+def _exp_rate_cpu(run: Callable[[], Tensor], exps: int, seconds: float) -> float:
+    """One thread's rate times the threads: a parallel region this short would measure how busy the machine is."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return threads * exps / best(run, torch.device("cpu"), seconds)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _matrix_rate(dtype: torch.dtype, largest: int, device: torch.device, seconds: float) -> float:
     """Operations per second of torch.mm on squares, doubled in size while calls stay below `LONGEST_CALL_S`."""
     n, rate = largest // 8, 0.0
@@ -109,7 +119,7 @@ def measure(device: torch.device, dtypes: set[str], seconds: float = 0.5) -> Cei
     exp = None
     try:
         run, exps = _exp_cuda(device) if cuda else _exp_cpu()
-        exp = exps / best(run, device, seconds)
+        exp = exps / best(run, device, seconds) if cuda else _exp_rate_cpu(run, exps, seconds)
     except Exception as failure:  # the run-time compiler may be missing
         notes["exp"] = f"{type(failure).__name__}: {failure}".splitlines()[0]
     return Ceilings(copy, matrix, exp, notes)

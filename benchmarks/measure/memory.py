@@ -69,6 +69,7 @@ def available() -> int:
 def _child(connection: Connection, work: str, case: Case, direction: str, peer: str, threads: int, limit: int) -> None:
     """Runs in the child: sends the peak in bytes, or the reason why there is none."""
     from ..peers import PEERS
+    from ..peers.base import Unavailable
     from ..works import WORKS
     from . import job
 
@@ -84,9 +85,14 @@ def _child(connection: Connection, work: str, case: Case, direction: str, peer: 
                 resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + limit,) * 2)
                 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
                 before = _status("VmRSS")
+                if not PEERS[peer].default:
+                    contestant.results()  # those compile each size: the compiler's memory is not theirs
             output, gradients = contestant.results()
-            kept = size_of(output, *gradients.values())
+            cotangents = () if direction == "forward" else (contestant.cotangent(output),)
+            kept = size_of(output, *gradients.values(), *cotangents)
         connection.send(("peak", float(max(0, _status("VmHWM") - before - kept))))
+    except Unavailable as failure:
+        connection.send(("unavailable", str(failure)))
     except Exception as failure:
         if is_out_of_memory(failure):
             connection.send(("out of memory", f"more than {limit / 1e9:.1f} GB"))
@@ -101,6 +107,7 @@ def peak_cpu(work: str, case: Case, direction: str, peer: str) -> float:
     """Peak bytes, from a child process.
 
     Raises:
+        Unavailable: the peer says so.
         OutOfMemory: it wanted more than `SHARE` of the free memory.
         RuntimeError: it failed otherwise, or took more than ten minutes.
     """
@@ -128,4 +135,8 @@ def peak_cpu(work: str, case: Case, direction: str, peer: str) -> float:
         child.join()
     if kind == "peak":
         return float(what)
+    if kind == "unavailable":
+        from ..peers.base import Unavailable
+
+        raise Unavailable(what)
     raise (OutOfMemory if kind == "out of memory" else RuntimeError)(what)

@@ -70,7 +70,7 @@ def _attend(case: Case, inputs: Inputs, values: Tensor) -> Tensor:
 def _match(case: Case, device: torch.device) -> Function:
     def call(inputs: Inputs) -> Tensor:
         dtype = torch.float64 if case.dtype == "float64" else torch.float32
-        values = positions(*case.b, inputs["fb"].to(dtype)).expand(case.batch, -1, -1)
+        values = positions(*case.b, inputs["fb"].new_empty(0, dtype=dtype)).expand(case.batch, -1, -1)
         return to_flow(_attend(case, inputs, values), case, inputs)
 
     return call

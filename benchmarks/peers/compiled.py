@@ -4,7 +4,6 @@ A CUDA graph's outputs are overwritten by the next call, and here several output
 contestants is timed within one. Slow to compile, so only with --peers all or by name.
 """
 
-import importlib
 from collections.abc import Callable
 
 import torch
@@ -12,21 +11,17 @@ from torch import Tensor
 
 from ..case import Case
 from ..works.base import Function, Inputs
+from . import inductor
 from .base import Peer
 from .eager import CALLS, torch_version
 
 
 def _builder(work: str) -> Callable[[Case, torch.device], Function]:
     def build(case: Case, device: torch.device) -> Function:
-        # The harness differentiates one graph several times, which buffers that a backward has given away forbid.
-        setattr(importlib.import_module("torch._functorch.config"), "donated_buffer", False)  # noqa: B010
-
         def call(inputs: Inputs) -> Tensor:
             return CALLS[work](case, inputs)
 
-        # Compiled code is kept by code object: with one of its own a case never meets the limit of recompilations.
-        # (torch._dynamo.reset() would also throw away what other contestants of the same step have compiled.)
-        call.__code__ = call.__code__.replace()
+        inductor.prepare(call)  # type: ignore[arg-type]
         compiled = torch.compile(call, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False)
         return lambda inputs: compiled(inputs)
 

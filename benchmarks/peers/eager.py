@@ -1,6 +1,7 @@
 """Plain torch at its best: normalize, baddbmm with the log mask and beta fused in, softmax, matmul; grid_sample."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,12 +17,15 @@ MASKED = -3e4
 """A log weight whose exp is 0 next to any score, and twice of which float16 still holds."""
 
 
+@lru_cache(maxsize=64)
+def _positions(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return torch.stack((x, y), -1).reshape(-1, 2).to(dtype)
+
+
 def positions(height: int, width: int, like: Tensor) -> Tensor:
-    """(H*W, 2): x and y of each pixel, in the dtype and on the device of `like`."""
-    y, x = torch.meshgrid(
-        torch.arange(height, device=like.device), torch.arange(width, device=like.device), indexing="ij"
-    )
-    return torch.stack((x, y), -1).reshape(-1, 2).to(like.dtype)
+    """(H*W, 2): x and y of each pixel, in the dtype and on the device of `like`; made once, as anyone would."""
+    return _positions(height, width, like.dtype, like.device)
 
 
 def rows(features: Tensor) -> Tensor:
@@ -32,7 +36,7 @@ def rows(features: Tensor) -> Tensor:
 def log_mask(inputs: Inputs, like: Tensor) -> Tensor:
     """(B or 1, 1, Nb): 0 where a target is allowed, -inf where not."""
     if "mask_b" not in inputs:
-        return like.new_zeros(1, 1, 1)
+        return like.new_empty(1, 1, 1)  # `scores` does not read it
     return inputs["mask_b"].flatten(1).unsqueeze(1).log().to(like.dtype)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..case import Case
 from ..works.base import Function, Inputs
+from . import inductor
 from .base import Peer, Unavailable
 from .eager import log_mask, positions, rows, to_flow, torch_version
 
@@ -23,7 +24,7 @@ def _match(case: Case, device: torch.device) -> Function:
     def attention(*args: Any, **kwargs: Any) -> Any:
         return flex_attention(*args, **kwargs)
 
-    attention.__code__ = attention.__code__.replace()  # see compiled.py
+    inductor.prepare(attention)  # type: ignore[arg-type]
     attend = torch.compile(attention, dynamic=False)
     width = max(16, 1 << (case.channels - 1).bit_length())
 

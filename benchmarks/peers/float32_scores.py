@@ -1,8 +1,9 @@
-"""Eager torch on half-precision features whose scores, probabilities and coordinates are float32.
+"""Eager torch on half-precision inputs with what has to be exact in float32: our accuracy, in plain torch.
 
-This is what it costs plain torch to reach the accuracy of float32 scores: the volume takes twice the memory. The
-product takes half inputs and gives float32 (`out_dtype`), which torch has on CUDA only, without a derivative; its
-backward rounds the gradient of the scores to half, as autocast would.
+match: scores, probabilities and coordinates are float32, so the volume takes twice the memory. The product takes half
+inputs and gives float32 (`out_dtype`), which torch has on CUDA only, without a derivative; its backward rounds the
+gradient of the scores to half, as autocast would. warp: image and grid are float32, since grid_sample wants one dtype
+and a half grid misses by pixels.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..case import Case
 from ..works.base import Function, Inputs
 from .base import Peer, Unavailable
-from .eager import log_mask, positions, rows, to_flow, torch_version
+from .eager import log_mask, positions, rows, sample, to_flow, torch_version
 
 
 def scores(bias: Tensor | None, a: Tensor, b: Tensor, beta: float) -> Tensor:
@@ -44,7 +45,7 @@ class _Scores(torch.autograd.Function):
         return None, torch.bmm(grad, b), torch.bmm(grad.transpose(1, 2), a), None
 
 
-def _build(case: Case, device: torch.device) -> Function:
+def _match(case: Case, device: torch.device) -> Function:
     if case.dtype not in ("float16", "bfloat16"):
         raise Unavailable("only for half precision: elsewhere `eager` has such scores")
     if device.type != "cuda":
@@ -59,9 +60,15 @@ def _build(case: Case, device: torch.device) -> Function:
     return match
 
 
+def _warp(case: Case, device: torch.device) -> Function:
+    if case.dtype not in ("float16", "bfloat16"):
+        raise Unavailable("only for half precision: elsewhere `eager` has such a grid")
+    return lambda inputs: sample(inputs["x"].float(), inputs["flow"]).to(inputs["x"].dtype)
+
+
 PEER = Peer(
-    name="eager-float32-scores",
-    summary="eager on half features with float32 scores: our accuracy",
-    works={"match": _build},
+    name="eager-float32",
+    summary="eager on half inputs with float32 scores (match) or a float32 grid (warp): our accuracy",
+    works={"match": _match, "warp": _warp},
     version=torch_version,
 )

@@ -1,11 +1,13 @@
 """cosegflow itself, through its public functions."""
 
+import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 import cosegflow
+from cosegflow.ops import _trust
 
 from ..case import Case
 from ..works.base import Function, Inputs
@@ -31,6 +33,15 @@ CALLS: dict[str, Callable[[Case, Inputs], Tensor]] = {
 }
 
 
+def version() -> str:
+    """Of cosegflow; it tells where simple kernels ran in place of fast ones."""
+    simple = os.environ.get("COSEGFLOW_SIMPLE", "") not in ("", "0")
+    distrusted = sorted({op for (op, *_), agreed in _trust._agreed.items() if not agreed})
+    if simple or distrusted:
+        return f"{cosegflow.__version__} (simple kernels: {'all' if simple else ' '.join(distrusted)})"
+    return cosegflow.__version__
+
+
 def _builder(work: str) -> Callable[[Case, torch.device], Function]:
     def build(case: Case, device: torch.device) -> Function:
         if not hasattr(cosegflow, work):
@@ -44,7 +55,7 @@ PEER = Peer(
     name="cosegflow",
     summary="this library",
     works={work: _builder(work) for work in CALLS},
-    version=lambda: cosegflow.__version__,
+    version=version,
 )
 
 
@@ -62,5 +73,5 @@ TWO_CALLS = Peer(
     name="two-calls",
     summary="cosegflow.match, once in each direction",
     works={"match_both": _two_calls},
-    version=lambda: cosegflow.__version__,
+    version=version,
 )

@@ -1,7 +1,7 @@
 """What a work is: random inputs, a definition in float64, and what it has to move and compute."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -57,8 +57,16 @@ class Work:
     """The truth, with its gradients where the last argument asks for them."""
     cost: Callable[[Case, str], Cost]
     """(case, direction)."""
+    uses: frozenset[str]
+    """The fields of a case that matter here, beyond batch, channels and the grids."""
     cases: dict[str, tuple[Case, ...]]
     """Named sets of sizes: 'quick' (tiny), 'cpu', 'gpu' (by priority), 'sweep' (for plots)."""
+
+    def own(self, case: Case) -> Case:
+        """The case with what this work does not use at its default, so that no row is labelled with it."""
+        default = Case()
+        spare = {f.name for f in fields(Case)} - {"batch", "channels", "a", "b"} - self.uses
+        return replace(case, **{name: getattr(default, name) for name in spare})
 
 
 def itemsize(case: Case) -> int:

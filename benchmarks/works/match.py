@@ -57,7 +57,8 @@ GPU = (
     *with_dtypes(squares((256, 15), (1024, 15), (256, 32)), "bfloat16"),
     *with_dtypes(squares((256, 64), batch=8, layout="channels_last"), "bfloat16"),
     *with_dtypes(squares((256, 64), batch=8), "float16"),
-    *with_dtypes(squares((256, 128), (64, 256)), "bfloat16"),
+    *with_dtypes(squares((256, 128)), "bfloat16"),
+    *with_dtypes(squares(*((64, n) for n in (64, 128, 192, 256, 384)), batch=8), "bfloat16"),  # who survives
 )
 SWEEP = (
     *squares(*((256, n) for n in (16, 24, 32, 48, 64, 96, 128))),
@@ -71,6 +72,7 @@ MATCH = Work(
     inputs=features.pair,
     exact=exact_match,
     cost=cost,
+    uses=frozenset({"dtype", "layout", "foreground", "beta"}),
     cases={
         "quick": squares((64, 24)),
         "cpu": (
@@ -119,6 +121,7 @@ MATCH_BOTH = Work(
     inputs=features.pair,
     exact=exact_both,
     cost=cost_both,
+    uses=frozenset({"dtype", "layout", "foreground", "beta"}),
     cases={
         "quick": squares((64, 24)),
         "cpu": (*squares((256, 64)), *MASKED),
@@ -171,6 +174,7 @@ TRANSFER = Work(
     inputs=transfer_inputs,
     exact=exact_transfer,
     cost=cost_transfer,
+    uses=frozenset({"dtype", "layout", "foreground", "beta"}),
     cases={
         "quick": squares((64, 24)),
         "cpu": squares((64, 64), (256, 64)),

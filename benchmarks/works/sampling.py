@@ -42,6 +42,7 @@ WARP = Work(
     inputs=warp_inputs,
     exact=exact_warp,
     cost=cost_warp,
+    uses=frozenset({"dtype", "layout", "flow"}),
     cases={
         "quick": squares((3, 128)),
         "cpu": (*squares((3, 512), (64, 128), (256, 64)), *squares((64, 128), layout="channels_last")),
@@ -93,6 +94,7 @@ LOCAL_CORRELATION = Work(
     inputs=local_inputs,
     exact=exact_local,
     cost=cost_local,
+    uses=frozenset({"dtype", "layout", "radius"}),
     cases={
         "quick": squares((32, 24)),
         "cpu": squares((128, 64)),
@@ -135,6 +137,7 @@ CYCLE_ERROR = Work(
     inputs=cycle_inputs,
     exact=exact_cycle,
     cost=cost_cycle,
+    uses=frozenset({"flow"}),
     cases={
         "quick": squares((2, 128)),
         "cpu": squares((2, 256)),

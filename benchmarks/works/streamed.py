@@ -8,9 +8,9 @@ from torch import Tensor
 from ..case import Case
 from .base import Exact, Inputs, cotangent
 
-SCORES = 1 << 22
-"""Scores at a time: 32 MB in float64, about ten such tensors live."""
-WORTH = {"cpu": 2e11, "cuda": 5e13}
+SCORES = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Scores at a time: 32 and 512 MB in float64; about ten such tensors live."""
+WORTH = {"cpu": 2e11, "cuda": 5e12}
 """Multiply-adds up to which the truth is computed in whole; beyond, on a few rows and without gradients."""
 
 
@@ -34,7 +34,7 @@ def exact(
     (ha, wa), (hb, wb) = case.a, case.b
     whole = {k: (v.detach().double() if v.is_floating_point() else v) for k, v in inputs.items()}
     device = inputs["fa"].device
-    step = max(1, SCORES // (case.batch * wa * hb * wb))
+    step = max(1, SCORES[device.type] // (case.batch * wa * hb * wb))
     starts = list(range(0, ha, step))
     sampled = case.batch * case.channels * ha * wa * hb * wb > WORTH[device.type]
     if sampled:

@@ -53,6 +53,7 @@ CORRELATION = Work(
     inputs=features.pair,
     exact=exact_correlation,
     cost=cost_correlation,
+    uses=frozenset({"dtype", "layout"}),
     cases={
         "quick": squares((64, 20)),
         "cpu": squares((256, 40), (64, 40)),
@@ -100,6 +101,7 @@ SOFT_ARGMAX = Work(
     inputs=volume,
     exact=exact_soft_argmax,
     cost=cost_soft_argmax,
+    uses=frozenset({"dtype", "foreground", "beta"}),
     cases={
         "quick": squares((1, 20)),
         "cpu": (*squares((1, 48)), *squares((1, 40), foreground=0.3)),
