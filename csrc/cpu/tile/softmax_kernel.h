@@ -9,14 +9,17 @@ CSF_INLINE T exp2_one(T x) {
   return exp2_below(splat(x))[0];
 }
 
-// Calls body(score vector, column) over the columns of one row of a tile.
-template <class T, class Body>
+// Calls body(score vector, column, n) over the columns of one row of a tile, for vector n of a panel: a sum for each n
+// is that many independent chains. kWhole: columns fill whole panels.
+template <class T, bool kWhole, class Body>
 CSF_INLINE void for_each_vector(Panels<const T> scores, int64_t row, int64_t columns, Body body) {
   const T* panel = scores.data + row * kWidth<T>;
   for (int64_t c0 = 0; c0 < columns; c0 += kWidth<T>, panel += scores.panel_stride) {
 #pragma GCC unroll 4
     for (int64_t n = 0; n < kVectors; ++n) {
-      if (c0 + n * kLanes<T> < columns) body(load(panel + n * kLanes<T>), c0 + n * kLanes<T>);
+      if (kWhole || c0 + n * kLanes<T> < columns) {
+        body(load_anywhere(panel + n * kLanes<T>), c0 + n * kLanes<T>, n);
+      }
     }
   }
 }
@@ -31,17 +34,21 @@ template <class T, bool kWeighted>
 CSF_INLINE Peak<T> peak_of_row(const SoftmaxTile<T>& t, int64_t row) {
   constexpr T kInfinity = __builtin_inf();
   if constexpr (!kWeighted) {
-    vec<T> largest = splat(-kInfinity), least = splat(-kInfinity);  // of s and of -s
-    for_each_vector<T>(t.scores, row, t.columns, [&](vec<T> s, int64_t) __attribute__((always_inline)) {
-      largest = larger(s, largest);
-      least = larger(-s, least);
+    const T sign = t.slope < 0 ? T(-1) : T(1);
+    vec<T> largest[kVectors];  // of sign * s
+    for (int64_t n = 0; n < kVectors; ++n) largest[n] = splat(-kInfinity);
+    for_each_vector<T, true>(t.scores, row, t.columns, [&](vec<T> s, int64_t, int64_t n)
+                                                           __attribute__((always_inline)) {
+      largest[n] = larger(s * sign, largest[n]);
     });
-    const T best = t.slope < 0 ? -largest_lane(least) : largest_lane(largest);
-    const bool none = t.slope < 0 ? best == kInfinity : best == -kInfinity;
-    return {none ? T(0) : best, none ? -kInfinity : T(0)};
+    for (int64_t n = 1; n < kVectors; ++n) largest[0] = larger(largest[n], largest[0]);
+    const T best = largest_lane(largest[0]);
+    const bool none = best == -kInfinity;
+    return {none ? T(0) : sign * best, none ? -kInfinity : T(0)};
   } else {
     vec<T> logit = splat(-kInfinity), score{}, weight = splat(-kInfinity);
-    for_each_vector<T>(t.scores, row, t.columns, [&](vec<T> s, int64_t c) __attribute__((always_inline)) {
+    for_each_vector<T, false>(t.scores, row, t.columns, [&](vec<T> s, int64_t c, int64_t)
+                                                            __attribute__((always_inline)) {
       const vec<T> w = load(t.log_weight + c);
       const vec<T> candidate = s * t.slope + w;
       const auto better = candidate > logit;
@@ -83,8 +90,10 @@ static void softmax_rows(const SoftmaxTile<T>& t) {
     for (int64_t c0 = 0; c0 < t.columns; c0 += kSumColumns<T>) {
       const int64_t columns = t.columns - c0 < kSumColumns<T> ? t.columns - c0 : kSumColumns<T>;
       const Panels<const T> panels = {t.scores.data + c0 / kWidth<T> * t.scores.panel_stride, t.scores.panel_stride};
-      vec<T> part{}, part_x{}, part_y{};
-      for_each_vector<T>(panels, row, columns, [&](vec<T> s, int64_t at) __attribute__((always_inline)) {
+      vec<T> part[kVectors], part_x[kVectors], part_y[kVectors];
+      for (int64_t n = 0; n < kVectors; ++n) part[n] = part_x[n] = part_y[n] = vec<T>{};
+      for_each_vector<T, !kWeighted>(panels, row, columns, [&](vec<T> s, int64_t at, int64_t n)
+                                                               __attribute__((always_inline)) {
         const int64_t c = c0 + at;
         vec<T> relative = (s - peak.score) * t.slope;
         if constexpr (kWeighted) {
@@ -92,13 +101,11 @@ static void softmax_rows(const SoftmaxTile<T>& t) {
           relative += load(t.log_weight + c) - base;
         }
         const vec<T> e = exp2_below(relative);
-        part += e;
-        part_x += e * load(t.x + c);
-        part_y += e * load(t.y + c);
+        part[n] += e;
+        part_x[n] += e * load(t.x + c);
+        part_y[n] += e * load(t.y + c);
       });
-      sum += part;
-      sum_x += part_x;
-      sum_y += part_y;
+      for (int64_t n = 0; n < kVectors; ++n) sum += part[n], sum_x += part_x[n], sum_y += part_y[n];
     }
     t.sum[row] = t.sum[row] * keep + double(sum_lanes(sum));
     t.sum_x[row] = t.sum_x[row] * keep + double(sum_lanes(sum_x));
