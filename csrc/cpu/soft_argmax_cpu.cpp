@@ -200,7 +200,12 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
         if (grad != nullptr && !this->targets.foreground.complete()) {
           std::fill_n(grad + row * this->positions_b, rows * this->positions_b, from_float<S>(T(0)));
         }
-        if (!nothing) run_rows(slot, index, image, row, rows, grad);
+        // The sums of the columns want many rows at a time, so that a panel's stay in registers.
+        if (grad != nullptr && p.kernel_sigma <= 0 && slot.column_sum == nullptr && this->in_place()) {
+          for (int64_t r = row; r < row + rows; ++r) run_row(slot, index, image, r, grad);
+        } else if (!nothing) {
+          run_rows(slot, index, image, row, rows, grad);
+        }
       }
     });
     sums_.write(p, image, this->targets, nothing ? 0 : slots);
@@ -235,7 +240,7 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
     this->for_each_column_tile([&](int64_t column, int64_t columns) {
       this->read(image, row, rows, column, columns, tile);
       if (windowed) windows.rows.apply(this->kernels, tile, rows, columns, column, this->targets, windows.slope);
-      slot.gradients.apply(this->kernels, tile, rows, columns, column, this->targets, beta, slot.column_sum,
+      slot.gradients.apply(this->kernels, tile, tile, rows, columns, column, this->targets, beta, slot.column_sum,
                            slot.beta_sum);
       if (windowed) RowWindows<T>::apply_gradient(this->kernels, tile, rows, columns, windows.slope);
       if (grad == nullptr) return;
@@ -244,6 +249,23 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
         write_tile_row<S, T>(tile, r, this->index(column), columns, this->kernels.width, to, from_float<S, T>);
       }
     });
+  }
+
+  void run_row(const Slot& slot, int64_t index, int64_t image, int64_t row, S* grad) const {
+    if constexpr (std::is_same_v<S, T>) {
+      const T beta = value_at<T>(this->p.beta, image);
+      const Panels<T> tile = this->tile(index);
+      const int64_t width = this->kernels.width;
+      slot.gradients.read(this->p, image, 0, row, this->targets);
+      this->for_each_part_of_row(image, row, tile, [&](Panels<const T> scores, int64_t column, int64_t columns) {
+        T* to = grad + row * this->positions_b + column;
+        const bool rest = scores.data == tile.data;
+        const Panels<T> gradient = rest ? tile : Panels<T>{to, width};
+        slot.gradients.apply(this->kernels, scores, gradient, 1, columns, column, this->targets, beta, nullptr,
+                             slot.beta_sum);
+        if (rest) std::copy_n(tile.data, columns, to);
+      });
+    }
   }
 
   GradientSums<T> sums_;
