@@ -87,7 +87,7 @@ class MatchBackward {
       kernels_.multiply(rows, p_.channels, columns, features_.a.channel_panels(first), features_.b.position_panels(c),
                         scores, false);
       if (windowed) windows.rows.apply(kernels_, scores, rows, columns, c, targets_, windows.slope);
-      slot.gradients.apply(kernels_, scores, rows, columns, c, targets_, beta, slot.column_sum, slot.beta_sum);
+      slot.gradients.apply(kernels_, scores, scores, rows, columns, c, targets_, beta, slot.column_sum, slot.beta_sum);
       if (windowed) RowWindows<T>::apply_gradient(kernels_, scores, rows, columns, windows.slope);
       features_.add(kernels_, index, first, rows, c, columns, scores);
     }

@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kRows = 32;               // of a tile
 constexpr int64_t kTileColumnBytes = 2048;  // of one row of the tile
+constexpr int64_t kRowBytes = 16384;        // of a row that is read in place: its second reading finds it in the cache
 static_assert(kRows <= kTileRows, "");
 
 // Both directions: the targets, the tiles of the slots, and the order of the work.
@@ -26,6 +27,7 @@ struct SoftArgmaxWork {
   const int64_t positions_a, positions_b;
   const int64_t capacity = round_up(positions_b, kernels.width);
   const int64_t tile_columns = std::max<int64_t>(1, kTileColumnBytes / (kernels.width * sizeof(T))) * kernels.width;
+  const int64_t row_columns = std::max<int64_t>(1, kRowBytes / (kernels.width * sizeof(T))) * kernels.width;
   Targets<T> targets;
   T* tiles = nullptr;
 
@@ -49,6 +51,26 @@ struct SoftArgmaxWork {
     const S* corr = static_cast<const S*>(p.corr) + (image * positions_a + row) * positions_b + offset(column);
     for (int64_t r = 0; r < rows; ++r) {
       read_tile_row(corr + r * positions_b, index(column), columns, kernels.width, to, r);
+    }
+  }
+
+  // A stored row is a row of whole panels, one after the other: where no target is excluded and nothing has to be
+  // converted, the kernels read it where it lies.
+  bool in_place() const { return std::is_same_v<S, T> && targets.foreground.complete(); }
+
+  // Calls body(scores, column, columns) over the targets of one row, in place; what is left of a panel goes by way of
+  // the tile.
+  template <class Body>
+  void for_each_part_of_row(int64_t image, int64_t row, Panels<T> tile, Body&& body) const {
+    if constexpr (std::is_same_v<S, T>) {
+      const T* corr = static_cast<const T*>(p.corr) + (image * positions_a + row) * positions_b;
+      const int64_t whole = positions_b / kernels.width * kernels.width;
+      for (int64_t column = 0; column < whole; column += row_columns) {
+        body(Panels<const T>{corr + column, kernels.width}, column, std::min(row_columns, whole - column));
+      }
+      if (whole == positions_b) return;
+      read(image, row, 1, whole, positions_b - whole, tile);
+      body(Panels<const T>(tile), whole, positions_b - whole);
     }
   }
 
@@ -90,6 +112,10 @@ class SoftArgmaxForward : SoftArgmaxWork<S> {
       const Panels<T> tile = this->tile(index);
       for (int64_t t = tiles * index / slots; t < tiles * (index + 1) / slots; ++t) {
         const int64_t row = t * kRows, rows = std::min(kRows, total - row);
+        if (!windowed && this->in_place()) {
+          for (int64_t r = row; r < row + rows; ++r) run_row(slot, image, r, tile, beta, out, peaks);
+          continue;
+        }
         slot.states.clear(rows);
         slot.peaks.clear(rows);
         this->for_each_column_tile([&](int64_t column, int64_t columns) {
@@ -128,6 +154,19 @@ class SoftArgmaxForward : SoftArgmaxWork<S> {
           windows(arena, sigma),
           bytes(round_up(arena.bytes(), Arena::kAlignment)) {}
   };
+
+  void run_row(const Slot& slot, int64_t image, int64_t row, Panels<T> tile, T beta, const MatchOutputs<T>& out,
+               const PeakOutputs<T>& peaks) const {
+    slot.states.clear(1);
+    slot.peaks.clear(1);
+    this->for_each_part_of_row(image, row, tile, [&](Panels<const T> scores, int64_t column, int64_t columns) {
+      if (peaks.wanted()) slot.peaks.update(this->kernels, scores, 1, columns, column, this->targets, beta);
+      slot.states.update(this->kernels, scores, 1, columns, column, this->targets, to_base_2(beta));
+    });
+    if (peaks.wanted()) slot.peaks.write(peaks, 0, row, this->targets);
+    slot.states.write(out, 0, row, this->targets, beta);
+  }
+
   char* states_ = nullptr;
   int64_t states_bytes_ = 0;
 };
@@ -161,7 +200,12 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
         if (grad != nullptr && !this->targets.foreground.complete()) {
           std::fill_n(grad + row * this->positions_b, rows * this->positions_b, from_float<S>(T(0)));
         }
-        if (!nothing) run_rows(slot, index, image, row, rows, grad);
+        // The sums of the columns want many rows at a time, so that a panel's stay in registers.
+        if (grad != nullptr && p.kernel_sigma <= 0 && slot.column_sum == nullptr && this->in_place()) {
+          for (int64_t r = row; r < row + rows; ++r) run_row(slot, index, image, r, grad);
+        } else if (!nothing) {
+          run_rows(slot, index, image, row, rows, grad);
+        }
       }
     });
     sums_.write(p, image, this->targets, nothing ? 0 : slots);
@@ -196,7 +240,7 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
     this->for_each_column_tile([&](int64_t column, int64_t columns) {
       this->read(image, row, rows, column, columns, tile);
       if (windowed) windows.rows.apply(this->kernels, tile, rows, columns, column, this->targets, windows.slope);
-      slot.gradients.apply(this->kernels, tile, rows, columns, column, this->targets, beta, slot.column_sum,
+      slot.gradients.apply(this->kernels, tile, tile, rows, columns, column, this->targets, beta, slot.column_sum,
                            slot.beta_sum);
       if (windowed) RowWindows<T>::apply_gradient(this->kernels, tile, rows, columns, windows.slope);
       if (grad == nullptr) return;
@@ -205,6 +249,23 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
         write_tile_row<S, T>(tile, r, this->index(column), columns, this->kernels.width, to, from_float<S, T>);
       }
     });
+  }
+
+  void run_row(const Slot& slot, int64_t index, int64_t image, int64_t row, S* grad) const {
+    if constexpr (std::is_same_v<S, T>) {
+      const T beta = value_at<T>(this->p.beta, image);
+      const Panels<T> tile = this->tile(index);
+      const int64_t width = this->kernels.width;
+      slot.gradients.read(this->p, image, 0, row, this->targets);
+      this->for_each_part_of_row(image, row, tile, [&](Panels<const T> scores, int64_t column, int64_t columns) {
+        T* to = grad + row * this->positions_b + column;
+        const bool rest = scores.data == tile.data;
+        const Panels<T> gradient = rest ? tile : Panels<T>{to, width};
+        slot.gradients.apply(this->kernels, scores, gradient, 1, columns, column, this->targets, beta, nullptr,
+                             slot.beta_sum);
+        if (rest) std::copy_n(tile.data, columns, to);
+      });
+    }
   }
 
   GradientSums<T> sums_;

@@ -44,10 +44,11 @@ struct RowGradients {
     offset[row] = static_cast<T>(static_cast<double>(gl) - gx * expected_x - gy * expected_y);
   }
 
-  void apply(const TileKernels<T>& kernels, Panels<T> scores, int64_t rows, int64_t columns, int64_t first,
-             const Targets<T>& targets, T beta, double* column_sum, double* beta_sum) const {
+  void apply(const TileKernels<T>& kernels, Panels<const T> scores, Panels<T> gradient, int64_t rows, int64_t columns,
+             int64_t first, const Targets<T>& targets, T beta, double* column_sum, double* beta_sum) const {
     GradientTile<T> tile;
     tile.scores = scores;
+    tile.gradient = gradient;
     tile.rows = rows;
     tile.columns = columns;
     tile.slope = to_base_2(beta);

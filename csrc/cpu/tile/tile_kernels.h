@@ -25,7 +25,7 @@ struct Panels {
 // Online softmax over a tile of scores, whose value is a position (x, y). In base 2: exp(v) = 2^(v log2(e)).
 template <class T>
 struct SoftmaxTile {
-  Panels<const T> scores;
+  Panels<const T> scores;  // here and in GradientTile and PeakTile at any address
   int64_t rows = 0, columns = 0;
   T slope = 0;                    // logit = slope * score + log_weight
   const T* log_weight = nullptr;  // of each column, -inf in the padding; null: all 0 and no padding in the tile
@@ -36,11 +36,12 @@ struct SoftmaxTile {
   double *sum = nullptr, *sum_x = nullptr, *sum_y = nullptr;
 };
 
-// The gradient of such a softmax: scores s are replaced by the gradient to them,
+// The gradient of such a softmax: `gradient`, which may be the scores, gets the gradient to the scores s,
 //   d_logit = 2^(slope s + log_weight - lse) (grad_x x + grad_y y + offset),   d_s = beta d_logit.
 template <class T>
 struct GradientTile {
-  Panels<T> scores;
+  Panels<const T> scores;
+  Panels<T> gradient;
   int64_t rows = 0, columns = 0;
   T slope = 0, beta = 0;
   const T* log_weight = nullptr;  // as in SoftmaxTile

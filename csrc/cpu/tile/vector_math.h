@@ -38,6 +38,17 @@ template <class T>
 CSF_INLINE void store(T* p, vec<T> v) {
   *reinterpret_cast<vec<T>*>(p) = v;
 }
+// The same at an address that need not be aligned.
+template <class T>
+CSF_INLINE vec<T> load_anywhere(const T* p) {
+  vec<T> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+template <class T>
+CSF_INLINE void store_anywhere(T* p, vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
 template <class T>
 CSF_INLINE vec<T> splat(T value) {
   return vec<T>{} + value;

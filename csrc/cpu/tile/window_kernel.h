@@ -21,7 +21,7 @@ CSF_INLINE void peak_of_rows(const PeakTile<T>& t, Key key_of) {
       for (int64_t n = 0; n < kVectors; ++n) {
         const int64_t c = c0 + n * kLanes<T>;
         if (c >= whole) break;
-        const vec<T> candidate = key_of(load(panel + n * kLanes<T>), c);
+        const vec<T> candidate = key_of(load_anywhere(panel + n * kLanes<T>), c);
         const auto better = candidate > key[n];
         key[n] = better ? candidate : key[n];
         at[n] = better ? Index{} + static_cast<Lane>(c) : at[n];
@@ -43,7 +43,7 @@ CSF_INLINE void peak_of_rows(const PeakTile<T>& t, Key key_of) {
       return c / kWidth<T> * t.scores.panel_stride + row * kWidth<T> + c % kWidth<T>;
     };
     if (whole < t.columns) {  // the last vector: what lies beyond the columns is no target
-      const vec<T> candidate = key_of(load(t.scores.data + place(whole)), whole);
+      const vec<T> candidate = key_of(load_anywhere(t.scores.data + place(whole)), whole);
       for (int64_t i = 0; i < t.columns - whole; ++i) {
         if (candidate[i] > best) best = candidate[i], column = whole + i;
       }
