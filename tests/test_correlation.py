@@ -51,6 +51,16 @@ def test_values_and_gradients(backend, shape, dtype, normalize, relu, simple):
             assert_no_worse(a, p, e, 30 * EPS[torch.float32] + EPS[dtype], name)
 
 
+def test_long_sums():
+    """No slack here: the gradients, sums over 1600 positions, must not be one long chain of float32 adds."""
+    fa, fb, grad = torch.randn(1, 64, 40, 40), torch.randn(1, 64, 40, 40), torch.randn(1, 40, 40, 40, 40)
+    exact = run(reference.correlation, fa.double(), fb.double(), grad, True, False)
+    plain = run(reference.correlation, fa, fb, grad, True, False)
+    actual = run(lambda a, b: cosegflow.correlation(a, b, normalize=True), fa, fb, grad)
+    for name, a, p, e in zip(("corr", "grad fa", "grad fb"), actual, plain, exact, strict=True):
+        assert_no_worse(a, p, e, 0.0, name)
+
+
 def test_gradcheck(backend):
     fa, fb = (torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda a, b: backend.correlation(a, b, True), (fa, fb))

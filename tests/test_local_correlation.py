@@ -90,6 +90,24 @@ def test_large_images(backend, radius, with_flow):
     assert_close(backend.local_correlation(fa, fb, radius, flow), expected, 1e-5)
 
 
+@pytest.mark.parametrize("with_flow", [False, True], ids=["grid", "flow"])
+@pytest.mark.parametrize("channels", [128, 512])
+def test_many_channels(backend, channels, with_flow):
+    """No slack here: sums over many channels must not be one long chain of float32 adds. A flow of whole pixels, so
+    that no error of the coordinates hides that of the sums."""
+    if backend.name != "cpu":
+        pytest.skip("the order of the sums is that of the CPU kernels")
+    size = 20
+    fa, fb = torch.randn(1, channels, size, size), torch.randn(1, channels, size, size)
+    flow = torch.randint(-3, 4, (1, 2, size, size)).float() if with_flow else None
+    grad = torch.randn(1, 49, size, size)
+    exact = run(reference.local_correlation, fa.double(), fb.double(), 3, None if flow is None else flow.double(), grad)
+    plain = run(reference.local_correlation, fa, fb, 3, flow, grad)
+    actual = run(backend.local_correlation, fa, fb, 3, flow, grad)
+    for name, a, p, e in zip(("out", "grad fa", "grad fb", "grad flow"), actual, plain, exact, strict=False):
+        assert_no_worse(a, p, e, 0.0, name)
+
+
 @pytest.mark.parametrize("with_flow", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layouts(backend, dtype, with_flow):

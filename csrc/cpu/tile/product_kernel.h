@@ -24,18 +24,28 @@ struct Block {
   vec<T> sum[kBlockRows][kN];
 
   CSF_INLINE void clear(Block& block) {
+#pragma GCC unroll 16
     for (int r = 0; r < kBlockRows; ++r) {
+#pragma GCC unroll 4
       for (int n = 0; n < kN; ++n) block.sum[r][n] = vec<T>{};
     }
   }
-  CSF_INLINE void read(Block& block, const T* from) {
+  CSF_INLINE void write(const Block& block, T* to) {
+#pragma GCC unroll 16
     for (int r = 0; r < kBlockRows; ++r) {
-      for (int n = 0; n < kN; ++n) block.sum[r][n] = load(from + r * kWidth<T> + n * kLanes<T>);
+#pragma GCC unroll 4
+      for (int n = 0; n < kN; ++n) store(to + r * kWidth<T> + n * kLanes<T>, block.sum[r][n]);
     }
   }
-  CSF_INLINE void write(const Block& block, T* to) {
+  // At the end, not as the start of the sums: one chain of float32 adds over thousands of terms would lose digits.
+  CSF_INLINE void add(const Block& block, T* to) {
+#pragma GCC unroll 16
     for (int r = 0; r < kBlockRows; ++r) {
-      for (int n = 0; n < kN; ++n) store(to + r * kWidth<T> + n * kLanes<T>, block.sum[r][n]);
+#pragma GCC unroll 4
+      for (int n = 0; n < kN; ++n) {
+        T* const at = to + r * kWidth<T> + n * kLanes<T>;
+        store(at, load(at) + block.sum[r][n]);
+      }
     }
   }
   // One step of the summed index: rows of a are `kRowStep` elements apart.
@@ -57,16 +67,16 @@ template <class T, int kN>
 void block_product(int64_t inner, const T* a, int64_t a_panel_stride, const T* b, T* out, bool accumulate) {
   using B = Block<T, kN>;
   B block;
-  if (accumulate) {
-    B::read(block, out);
-  } else {
-    B::clear(block);
-  }
+  B::clear(block);
   for (; inner > 0; inner -= kWidth<T>, a += a_panel_stride) {
     const int64_t end = inner < kWidth<T> ? inner : kWidth<T>;
     for (int64_t k = 0; k < end; ++k, b += kWidth<T>) B::template step<kWidth<T>>(block, a + k, b);
   }
-  B::write(block, out);
+  if (accumulate) {
+    B::add(block, out);
+  } else {
+    B::write(block, out);
+  }
 }
 
 // out (kBlockRows x kN vectors) += a^T b, where the summed index runs along the rows of a.
@@ -74,9 +84,9 @@ template <class T, int kN>
 void block_product_transposed(int64_t inner, const T* a, const T* b, T* out) {
   using B = Block<T, kN>;
   B block;
-  B::read(block, out);
+  B::clear(block);
   for (; inner > 0; --inner, a += kWidth<T>, b += kWidth<T>) B::template step<1>(block, a, b);
-  B::write(block, out);
+  B::add(block, out);
 }
 
 // The block kernel for a panel of which `columns` are left, so that narrow last panels cost what they need.

@@ -13,6 +13,10 @@ namespace CSF_ISA {
 constexpr int kBandShifts = CSF_VECTOR_BYTES == 64 ? 9 : 6;  // 32 or 16 registers; two rows take twice as many
 constexpr int kWindowRows = 10;
 
+// Sums over channels: so many in registers, then onto the total in memory. The error of one long chain of float32 adds
+// grows with its length: with 128 channels it is three times that of torch's sum, which adds in blocks too.
+constexpr int64_t kChannelsPerSum = 32;
+
 // A vector anywhere in memory.
 template <class T>
 struct Unaligned;
@@ -76,29 +80,37 @@ struct Band {
   template <class T, int kShifts>
   struct Correlate {
     static void run(const BandTask<T>* t, int64_t x, int64_t shift) {
-      vec<T> sum[kRows][kShifts];
-#pragma GCC unroll 2
-      for (int k = 0; k < kRows; ++k) {
-#pragma GCC unroll 16
-        for (int s = 0; s < kShifts; ++s) sum[k][s] = vec<T>{};
-      }
+      const int64_t width = t->width;
       const T* row = t->row + x + shift;
       int64_t at = x;
-      for (int64_t c = 0; c < t->channels; ++c, row += t->row_pitch, at += t->source_pitch) {
-        vec<T> source[kRows];
+      for (int64_t begin = 0; begin < t->channels; begin += kChannelsPerSum) {
+        vec<T> sum[kRows][kShifts];
 #pragma GCC unroll 2
-        for (int k = 0; k < kRows; ++k) source[k] = load_any(t->sources[k] + at);
+        for (int k = 0; k < kRows; ++k) {
 #pragma GCC unroll 16
-        for (int s = 0; s < kShifts; ++s) {
-          const vec<T> target = in_register(load_any(row + s));
-#pragma GCC unroll 2
-          for (int k = 0; k < kRows; ++k) sum[k][s] += source[k] * target;
+          for (int s = 0; s < kShifts; ++s) sum[k][s] = vec<T>{};
         }
-      }
+        const int64_t left = t->channels - begin, count = left < kChannelsPerSum ? left : kChannelsPerSum;
+        for (int64_t c = 0; c < count; ++c, row += t->row_pitch, at += t->source_pitch) {
+          vec<T> source[kRows];
 #pragma GCC unroll 2
-      for (int k = 0; k < kRows; ++k) {
+          for (int k = 0; k < kRows; ++k) source[k] = load_any(t->sources[k] + at);
 #pragma GCC unroll 16
-        for (int s = 0; s < kShifts; ++s) store_any(t->weights[k] + (shift + s) * t->width + x, sum[k][s]);
+          for (int s = 0; s < kShifts; ++s) {
+            const vec<T> target = in_register(load_any(row + s));
+#pragma GCC unroll 2
+            for (int k = 0; k < kRows; ++k) sum[k][s] += source[k] * target;
+          }
+        }
+#pragma GCC unroll 2
+        for (int k = 0; k < kRows; ++k) {
+          T* const totals = t->weights[k] + shift * width + x;
+#pragma GCC unroll 16
+          for (int s = 0; s < kShifts; ++s) {
+            T* const total = totals + s * width;
+            store_any(total, begin == 0 ? sum[k][s] : load_any(total) + sum[k][s]);
+          }
+        }
       }
     }
   };
@@ -166,7 +178,7 @@ struct Products {
     T* const weights = t->weights + row * pitch + column;
     vec<T> sum[kRows];
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) sum[i] = t->accumulate ? load_any(weights + i * pitch) : vec<T>{};
+    for (int i = 0; i < kRows; ++i) sum[i] = vec<T>{};
     const T* window = t->window + row * t->window_stride + column;
     const T* feature = t->feature;
     for (int64_t c = 0; c < t->channels; ++c, window += t->window_pitch, feature += t->feature_pitch) {
@@ -175,7 +187,10 @@ struct Products {
       for (int i = 0; i < kRows; ++i) sum[i] += source * load_any(window + i * t->window_stride);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) store_any(weights + i * pitch, sum[i]);
+    for (int i = 0; i < kRows; ++i) {
+      T* const total = weights + i * pitch;
+      store_any(total, t->accumulate ? load_any(total) + sum[i] : sum[i]);
+    }
   }
 };
 
