@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/cosegflow demo --out report
 
 test: install
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n auto tests
 
 wheel: install
 	rm -rf $(WHEELHOUSE)
