@@ -1,10 +1,13 @@
-// soft_argmax on the CPU: rows of the volume go through the same tile kernels as in match. The volume is read once,
+// soft_argmax on the CPU: rows of the volume go through the same tile kernels as in match,
+// where they lie if they can, else by way of a tile. The volume is read once,
 // which bounds the speed; excluded entries are not read at all. With a window (kernel_sigma) the forward reads a tile
 // of rows twice, for the most probable targets and for the softmax; the second time it is in the cache.
-#include "common/round_up.h"
 #include "cosegflow/soft_argmax.h"
 
+#include <type_traits>
+
 #include "common/dispatch.h"
+#include "common/round_up.h"
 #include "cpu/image_loop_cpu.h"
 #include "cpu/softmax_gradients_cpu.h"
 #include "cpu/softmax_window_cpu.h"
