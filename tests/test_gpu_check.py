@@ -1,5 +1,6 @@
 """`make gpu-check` without a GPU: a rehearsal of every stage, and how it resumes, runs out of time and fails."""
 
+import ast
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from benchmarks.check import command, packages, process, sanitize_stage, stages,
 from benchmarks.check.process import Clock, Done, conduct, execute
 from benchmarks.check.result import OUT_OF_TIME, Result
 from benchmarks.check.small_shapes import CALLS, PUBLIC
+from benchmarks.check.source_digest import source_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = ROOT / "benchmarks" / "gpu_check.py"
@@ -71,7 +73,8 @@ def test_rehearsal(tmp_path, fake_tool):
     for work in ("match", "warp", "correlation", "soft_argmax"):
         assert ok.count(work) == 3, work
     assert {row["peer"] for row in result["bench"]["rows"]} == {"cosegflow"}
-    assert result["provenance"]["torch"] == torch.__version__ and result["build"] and result["kernels"]
+    assert result["provenance"]["torch"] == torch.__version__ and result["build"]
+    assert (result["kernels"] is None) == bool(packages.other_sources(ROOT))
     assert "gpu-check: passed" in done.stdout and "test_warp.py: passed" in done.stdout
 
     again = gpu_check(*options)
@@ -180,6 +183,55 @@ def test_a_build_that_fails_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(packages.SetupError, match="past the time budget"):
         monkeypatch.setattr(packages, "build_command", lambda folder: ["sleep", "60"])
         packages.locate(None, False, False, 0.2, dict(os.environ))
+
+
+def test_binaries_of_other_sources_verify_nothing(tmp_path):
+    """The digest is that of the build, not of the checkout that happens to be there."""
+    for name in ("common/a.h", "cpu/a.cpp", "cuda/match/a.cu", "include/a.h", "torch/a.cpp", "hostsim/a.cpp"):
+        (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "csrc" / name).write_text(name)
+    info = tmp_path / "cosegflow" / "_build_info.json"
+    info.parent.mkdir()
+    assert "does not record" in packages.other_sources(tmp_path, tmp_path)
+    built = source_digest(tmp_path)
+    info.write_text(json.dumps({"sources": built, "commit": "c0ffee"}))
+    assert packages.other_sources(tmp_path, tmp_path) is None
+    for name in ("hostsim/a.cpp", "cuda/notes.md"):  # not compiled
+        (tmp_path / "csrc" / name).write_text("other")
+        assert packages.other_sources(tmp_path, tmp_path) is None
+    origin = {"commit": "1", "device_name": "chip", "torch": "2"}
+    options = command.make_parser().parse_args(["--device", "cpu"])
+    assert command.identity(options, tmp_path, origin)["kernels"] is None  # the real checkout has other sources
+    info.write_text(json.dumps({"sources": source_digest(ROOT)}))
+    assert command.identity(options, tmp_path, origin)["kernels"] == packages.kernel_digest(ROOT)
+    for name in ("common/a.h", "cpu/a.cpp", "cuda/match/a.cu", "include/a.h", "torch/a.cpp"):
+        info.write_text(json.dumps({"sources": source_digest(tmp_path)}))
+        (tmp_path / "csrc" / name).write_text("changed")
+        assert "is of csrc" in packages.other_sources(tmp_path, tmp_path), name
+
+
+def load_setup(names):
+    """Functions of setup.py, which cannot be imported without building."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    tree.body = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) or getattr(n, "name", "") in names]
+    tree.body = [n for n in tree.body if "setuptools" not in ast.unparse(n)]
+    found: dict = {}
+    exec(compile(tree, "setup.py", "exec"), found)
+    return found
+
+
+def test_the_build_records_its_commit(tmp_path):
+    found = load_setup(("commit",))
+    found["ROOT"] = tmp_path
+    assert found["commit"]() is None
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found["commit"]() == head.stdout.strip()
+    found["ROOT"] = tmp_path / "unpacked"
+    found["ROOT"].mkdir()
+    assert found["commit"]() is None  # that of somebody else's project around it
 
 
 # dry run
