@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import cosegflow
-from benchmarks.check import command, packages, process, sanitize_stage, stages, summary, tests_stage
+from benchmarks.case import Case, columns
+from benchmarks.check import bench_stage, command, packages, process, sanitize_stage, stages, summary, tests_stage
 from benchmarks.check.process import Clock, Done, conduct, execute
 from benchmarks.check.result import OUT_OF_TIME, Result
 from benchmarks.check.small_shapes import CALLS, PUBLIC
@@ -232,6 +233,61 @@ def test_the_build_records_its_commit(tmp_path):
     found["ROOT"] = tmp_path / "unpacked"
     found["ROOT"].mkdir()
     assert found["commit"]() is None  # that of somebody else's project around it
+
+
+# benchmarks
+
+
+def test_more_peers_are_more_steps():
+    usual, everything = (bench_stage.steps("cpu", True, peers) for peers in ("default", "all"))
+    assert list(everything)[: len(usual)] == list(usual) and "[" not in "".join(usual)
+    added = list(everything.items())[len(usual) :]
+    assert {step.peers for _, step in added} == {("cosegflow", "compile"), ("cosegflow", "flex")}
+    assert all(key == f"{step} [{','.join(step.peers)}]" for key, step in added)
+    assert not set(bench_stage.steps("cpu", True, "cosegflow")) & set(usual)
+
+
+def a_row(**changes):
+    case = columns(Case(channels=8, a=(4, 4), b=(4, 4)))
+    row = {**case, "work": "match", "direction": "forward", "device": "cpu", "threads": 1, "peer": "cosegflow"}
+    return {**row, "status": "ok", "median_ms": 1.0, "error_max": 1e-6, "error_rel": 1e-6, **changes}
+
+
+@pytest.mark.parametrize("status", ["failed", "out of memory", "out of time", "unsupported", "missing"])
+def test_ours_without_a_time_is_a_failure(status):
+    assert stages.our_failure([a_row(status=status, reason="why", median_ms=None)]) == f"{status}: why"
+    assert stages.our_failure([a_row(), a_row(peer="eager", status=status, reason="why", median_ms=None)]) is None
+
+
+def test_ours_wrong_is_a_failure():
+    wrong = a_row(error_max=0.5, error_rel=0.1)
+    assert "wrong: largest error 5.0e-01" in stages.our_failure([a_row(peer="eager"), wrong])
+    assert "NaN" in stages.our_failure([a_row(error_max=float("nan"), error_rel=float("nan"))])
+
+
+def test_ceilings_are_measured_again(tmp_path, monkeypatch):
+    context, cleanup = context_of(tmp_path)
+    asked = []
+
+    def fake(module, request, todo, *_):
+        asked.append((request["ceilings"], list(todo)))
+        for key in todo:
+            yield process.Report(key, "done", {"copy": 1.0} if key == bench_stage.CEILINGS else [])
+
+    monkeypatch.setattr(stages, "conduct", fake)
+    stages.run_bench(context, Clock(60))
+    last = list(context.result.steps("bench"))[-1]
+    context.result.steps("bench")[last] = {"status": OUT_OF_TIME}
+    stages.run_bench(context, Clock(60))
+    stages.run_bench(context, Clock(60))
+    assert asked[1:] == [(None, [bench_stage.CEILINGS, last]), (None, [])]
+    cleanup()
+
+
+def test_rehearsals_do_not_go_among_the_results():
+    origin = {"device_name": "chip", "commit": "c0ffee", "date": "2030-01-02", "device": "cuda"}
+    assert command.default_out(origin, True).parent == ROOT / "build"
+    assert command.default_out(origin, False).parent == ROOT / "benchmarks" / "results"
 
 
 # dry run

@@ -77,11 +77,11 @@ def identity(options: argparse.Namespace, home: Path, origin: dict[str, Any]) ->
     }  # fmt: skip
 
 
-def default_out(origin: dict[str, Any]) -> Path:
+def default_out(origin: dict[str, Any], quick: bool) -> Path:
     """By device and commit, so that a later call finds it; rehearsals do not go among the results."""
     name = re.sub(r"\W+", "-", origin["device_name"]).strip("-").lower()
     which = origin["commit"][:10] or origin["date"][:10]
-    folder = ROOT / ("benchmarks/results" if origin["device"] == "cuda" else "build")
+    folder = ROOT / ("benchmarks/results" if origin["device"] == "cuda" and not quick else "build")
     return folder / f"gpu_check_{name}_{which}.json"
 
 
@@ -163,7 +163,7 @@ def run(options: argparse.Namespace, home: Path, clock: Clock) -> int:
     device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
     origin = provenance(device, command)
     origin["commit"] = origin["commit"] or packages.build_info(home).get("commit") or ""  # a copy without .git
-    path = (options.out or default_out(origin)).resolve()
+    path = (options.out or default_out(origin, options.quick)).resolve()
     try:
         result = Result(path, identity(options, home, origin), origin, options.fresh)
     except OSError as error:
