@@ -7,6 +7,7 @@ TORCH_CUDA_ARCH_LIST (default ``8.0+PTX;9.0a`` where no GPU is visible), CUDA_HO
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,17 @@ def cuda_version(home: Path) -> str:
     text = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"release (\d+\.\d+)", text)
     return match.group(1) if match else "unknown"
+
+
+def commit() -> str | None:
+    """That of the checkout; None where this is not the top of one."""
+    try:
+        command = ["git", "rev-parse", "--show-toplevel", "HEAD"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    top, _, head = done.stdout.strip().rpartition("\n")
+    return head if top and Path(top).resolve() == ROOT else None
 
 
 def sources(*patterns: str) -> list[str]:
@@ -165,6 +177,8 @@ class BuildKernels(cpp_extension.BuildExtension):
             "torch": torch.__version__,
             "torch_target": "2.10",
             "python": sys.version.split()[0],
+            "commit": commit(),
+            "sources": runpy.run_path(str(ROOT / "benchmarks/check/source_digest.py"))["source_digest"](ROOT),
         }
         package.mkdir(parents=True, exist_ok=True)
         path = package / "_build_info.json"

@@ -53,15 +53,16 @@ class Spec:
 
 
 def newest(root: Path, spec: Spec) -> list[Row]:
-    """The rows, of the spec's device, of the file with the latest date."""
+    """The rows, of the spec's device, of the fullest file of the latest day; never of a rehearsal."""
     for pattern in spec.files:
         dated = []
         for path in (root / RESULTS).glob(pattern):
             found = [row for row in rows.read(path) if row["device"] == spec.device]
-            if found:
-                dated.append((max(str(row["date"]) for row in found), path.name, found))
+            if found and not any("--quick" in str(row.get("command")).split() for row in found):
+                date = max(str(row["date"]) for row in found)
+                dated.append((date[:10], len(found), date, path.name, found))
         if dated:
-            return max(dated, key=lambda item: item[:2])[2]
+            return max(dated, key=lambda item: item[:4])[4]
     return []
 
 

@@ -315,6 +315,18 @@ def test_newest_file_of_the_device(checkout):
     assert "333 (" in docs and "No GPU result" not in docs and "333" not in readme
 
 
+def test_fullest_file_of_the_day_and_no_rehearsal(checkout):
+    case = sizes()[0]
+    results = checkout / publish.RESULTS
+    two = [row("cosegflow", case, median_ms=111.0), row("eager", case)]
+    rows.write(two, results / "bench_cpu_a.csv")
+    rows.write([row("cosegflow", case, date="2030-01-02T23:00:00+00:00")], results / "bench_cpu_b.csv")
+    quick = [row("cosegflow", case, date="2031-01-01T00:00:00+00:00", command="cosegflow bench --quick")]
+    rows.write(quick, results / "bench_cpu_c.csv")
+    found = publish.newest(checkout, publish.BLOCKS["works_cpu"])
+    assert [(r["peer"], r["median_ms"]) for r in found] == [(r["peer"], r["median_ms"]) for r in two]
+
+
 def test_gpu_check_rows(checkout):
     pytest.importorskip("matplotlib")
     import json

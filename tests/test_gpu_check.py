@@ -1,5 +1,6 @@
 """`make gpu-check` without a GPU: a rehearsal of every stage, and how it resumes, runs out of time and fails."""
 
+import ast
 import json
 import os
 import subprocess
@@ -14,10 +15,12 @@ import pytest
 import torch
 
 import cosegflow
-from benchmarks.check import command, packages, process, sanitize_stage, stages, summary, tests_stage
+from benchmarks.case import Case, columns
+from benchmarks.check import bench_stage, command, packages, process, sanitize_stage, stages, summary, tests_stage
 from benchmarks.check.process import Clock, Done, conduct, execute
 from benchmarks.check.result import OUT_OF_TIME, Result
 from benchmarks.check.small_shapes import CALLS, PUBLIC
+from benchmarks.check.source_digest import source_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = ROOT / "benchmarks" / "gpu_check.py"
@@ -71,7 +74,8 @@ def test_rehearsal(tmp_path, fake_tool):
     for work in ("match", "warp", "correlation", "soft_argmax"):
         assert ok.count(work) == 3, work
     assert {row["peer"] for row in result["bench"]["rows"]} == {"cosegflow"}
-    assert result["provenance"]["torch"] == torch.__version__ and result["build"] and result["kernels"]
+    assert result["provenance"]["torch"] == torch.__version__ and result["build"]
+    assert (result["kernels"] is None) == bool(packages.other_sources(ROOT))
     assert "gpu-check: passed" in done.stdout and "test_warp.py: passed" in done.stdout
 
     again = gpu_check(*options)
@@ -180,6 +184,110 @@ def test_a_build_that_fails_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(packages.SetupError, match="past the time budget"):
         monkeypatch.setattr(packages, "build_command", lambda folder: ["sleep", "60"])
         packages.locate(None, False, False, 0.2, dict(os.environ))
+
+
+def test_binaries_of_other_sources_verify_nothing(tmp_path):
+    """The digest is that of the build, not of the checkout that happens to be there."""
+    for name in ("common/a.h", "cpu/a.cpp", "cuda/match/a.cu", "include/a.h", "torch/a.cpp", "hostsim/a.cpp"):
+        (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "csrc" / name).write_text(name)
+    info = tmp_path / "cosegflow" / "_build_info.json"
+    info.parent.mkdir()
+    assert "does not record" in packages.other_sources(tmp_path, tmp_path)
+    built = source_digest(tmp_path)
+    info.write_text(json.dumps({"sources": built, "commit": "c0ffee"}))
+    assert packages.other_sources(tmp_path, tmp_path) is None
+    for name in ("hostsim/a.cpp", "cuda/notes.md"):  # not compiled
+        (tmp_path / "csrc" / name).write_text("other")
+        assert packages.other_sources(tmp_path, tmp_path) is None
+    origin = {"commit": "1", "device_name": "chip", "torch": "2"}
+    options = command.make_parser().parse_args(["--device", "cpu"])
+    assert command.identity(options, tmp_path, origin)["kernels"] is None  # the real checkout has other sources
+    info.write_text(json.dumps({"sources": source_digest(ROOT)}))
+    assert command.identity(options, tmp_path, origin)["kernels"] == packages.kernel_digest(ROOT)
+    for name in ("common/a.h", "cpu/a.cpp", "cuda/match/a.cu", "include/a.h", "torch/a.cpp"):
+        info.write_text(json.dumps({"sources": source_digest(tmp_path)}))
+        (tmp_path / "csrc" / name).write_text("changed")
+        assert "is of csrc" in packages.other_sources(tmp_path, tmp_path), name
+
+
+def load_setup(names):
+    """Functions of setup.py, which cannot be imported without building."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    tree.body = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom) or getattr(n, "name", "") in names]
+    tree.body = [n for n in tree.body if "setuptools" not in ast.unparse(n)]
+    found: dict = {}
+    exec(compile(tree, "setup.py", "exec"), found)
+    return found
+
+
+def test_the_build_records_its_commit(tmp_path):
+    found = load_setup(("commit",))
+    found["ROOT"] = tmp_path
+    assert found["commit"]() is None
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found["commit"]() == head.stdout.strip()
+    found["ROOT"] = tmp_path / "unpacked"
+    found["ROOT"].mkdir()
+    assert found["commit"]() is None  # that of somebody else's project around it
+
+
+# benchmarks
+
+
+def test_more_peers_are_more_steps():
+    usual, everything = (bench_stage.steps("cpu", True, peers) for peers in ("default", "all"))
+    assert list(everything)[: len(usual)] == list(usual) and "[" not in "".join(usual)
+    added = list(everything.items())[len(usual) :]
+    assert {step.peers for _, step in added} == {("cosegflow", "compile"), ("cosegflow", "flex")}
+    assert all(key == f"{step} [{','.join(step.peers)}]" for key, step in added)
+    assert not set(bench_stage.steps("cpu", True, "cosegflow")) & set(usual)
+
+
+def a_row(**changes):
+    case = columns(Case(channels=8, a=(4, 4), b=(4, 4)))
+    row = {**case, "work": "match", "direction": "forward", "device": "cpu", "threads": 1, "peer": "cosegflow"}
+    return {**row, "status": "ok", "median_ms": 1.0, "error_max": 1e-6, "error_rel": 1e-6, **changes}
+
+
+@pytest.mark.parametrize("status", ["failed", "out of memory", "out of time", "unsupported", "missing"])
+def test_ours_without_a_time_is_a_failure(status):
+    assert stages.our_failure([a_row(status=status, reason="why", median_ms=None)]) == f"{status}: why"
+    assert stages.our_failure([a_row(), a_row(peer="eager", status=status, reason="why", median_ms=None)]) is None
+
+
+def test_ours_wrong_is_a_failure():
+    wrong = a_row(error_max=0.5, error_rel=0.1)
+    assert "wrong: largest error 5.0e-01" in stages.our_failure([a_row(peer="eager"), wrong])
+    assert "NaN" in stages.our_failure([a_row(error_max=float("nan"), error_rel=float("nan"))])
+
+
+def test_ceilings_are_measured_again(tmp_path, monkeypatch):
+    context, cleanup = context_of(tmp_path)
+    asked = []
+
+    def fake(module, request, todo, *_):
+        asked.append((request["ceilings"], list(todo)))
+        for key in todo:
+            yield process.Report(key, "done", {"copy": 1.0} if key == bench_stage.CEILINGS else [])
+
+    monkeypatch.setattr(stages, "conduct", fake)
+    stages.run_bench(context, Clock(60))
+    last = list(context.result.steps("bench"))[-1]
+    context.result.steps("bench")[last] = {"status": OUT_OF_TIME}
+    stages.run_bench(context, Clock(60))
+    stages.run_bench(context, Clock(60))
+    assert asked[1:] == [(None, [bench_stage.CEILINGS, last]), (None, [])]
+    cleanup()
+
+
+def test_rehearsals_do_not_go_among_the_results():
+    origin = {"device_name": "chip", "commit": "c0ffee", "date": "2030-01-02", "device": "cuda"}
+    assert command.default_out(origin, True).parent == ROOT / "build"
+    assert command.default_out(origin, False).parent == ROOT / "benchmarks" / "results"
 
 
 # dry run

@@ -33,8 +33,8 @@ def test_verified_needs_agreement_and_all_tests(tmp_path):
     assert verified_from(tmp_path, a_result(disagrees=("match", "float16"))) == both[:1]
     assert verified_from(tmp_path, a_result(bad_test=True)) == []
     waiting = {"test_match.py": {"status": OUT_OF_TIME}}
-    for change in ({"kernels": "others"}, {"arch": None}, {"select": "warp"}, {"quick": True}, {"tests": waiting},
-                   {"tests": {}}, {"self_check": {}}):  # fmt: skip
+    for change in ({"kernels": "others"}, {"kernels": None}, {"arch": None}, {"select": "warp"}, {"quick": True},
+                   {"tests": waiting}, {"tests": {}}, {"self_check": {}}):  # fmt: skip
         assert verified_from(tmp_path, a_result(**change)) == [], change
         assert verified_from(tmp_path, a_result(), a_result("2026-02-02", **change)) == both, change
     assert verified_from(tmp_path, a_result("2026-02-02", bad_test=True), a_result()) == []

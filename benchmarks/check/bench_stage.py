@@ -9,8 +9,10 @@ import torch
 from ..case import DIRECTIONS
 from ..measure import ceilings
 from ..options import QUICK_BUDGET_S, REPEATS
+from ..peers import PEERS
 from ..provenance import provenance
-from ..runner import Step, plan, run
+from ..runner import Step, choose_peers, plan, run
+from ..table import OURS
 from ..works import WORKS
 from .process import serve
 
@@ -24,17 +26,29 @@ ORDER = ("forward", "both", "backward")
 def steps(device: str, quick: bool, peers: str) -> dict[str, Step]:
     """What is measured, by key, the most wanted first: the first size of every work, then the second ones, ...
 
+    Peers that are slow to compile come after all others, each in a step of its own beside ours. A key names the peers
+    unless they are the default ones, so that a later call with others finds what is left.
+
     Raises:
         ValueError: an unknown peer.
     """
     sizes = "gpu" if device == "cuda" and not quick else "quick"
-    found: list[tuple[tuple[int, int, int], Step]] = []
+    found: list[tuple[tuple[bool, int, int, int], Step]] = []
     for at, (name, work) in enumerate(WORKS.items()):
         for step in plan([name], sizes, DIRECTIONS, peers):
-            if step.peers:
-                found.append(((work.cases[sizes].index(step.case), ORDER.index(step.direction), at), step))
+            place = work.cases[sizes].index(step.case), ORDER.index(step.direction), at
+            quick_ones = tuple(p for p in step.peers if PEERS[p].default)
+            if quick_ones:
+                found.append(((False, *place), dataclasses.replace(step, peers=quick_ones)))
+            for slow in (p for p in step.peers if not PEERS[p].default):
+                found.append(((True, *place), dataclasses.replace(step, peers=(OURS, slow))))
     found.sort(key=lambda pair: pair[0])
-    return {str(step): step for _, step in found}
+    return {_key(step): step for _, step in found}
+
+
+def _key(step: Step) -> str:
+    usual = step.peers == choose_peers("default", step.work)
+    return str(step) if usual else f"{step} [{','.join(step.peers)}]"
 
 
 def prepare(request: dict[str, Any]) -> Callable[[str], Any]:

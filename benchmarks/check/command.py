@@ -72,15 +72,16 @@ def identity(options: argparse.Namespace, home: Path, origin: dict[str, Any]) ->
         "quick": options.quick,
         "select": options.select,
         "build": packages.build_digest(home),
-        "kernels": packages.kernel_digest(),
+        # What ran says nothing of kernels that it was not built from.
+        "kernels": None if packages.other_sources(home) else packages.kernel_digest(),
     }  # fmt: skip
 
 
-def default_out(origin: dict[str, Any]) -> Path:
+def default_out(origin: dict[str, Any], quick: bool) -> Path:
     """By device and commit, so that a later call finds it; rehearsals do not go among the results."""
     name = re.sub(r"\W+", "-", origin["device_name"]).strip("-").lower()
     which = origin["commit"][:10] or origin["date"][:10]
-    folder = ROOT / ("benchmarks/results" if origin["device"] == "cuda" else "build")
+    folder = ROOT / ("benchmarks/results" if origin["device"] == "cuda" and not quick else "build")
     return folder / f"gpu_check_{name}_{which}.json"
 
 
@@ -161,7 +162,8 @@ def run(options: argparse.Namespace, home: Path, clock: Clock) -> int:
     command = shlex.join(["python", "benchmarks/gpu_check.py", *sys.argv[1:]])
     device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
     origin = provenance(device, command)
-    path = (options.out or default_out(origin)).resolve()
+    origin["commit"] = origin["commit"] or packages.build_info(home).get("commit") or ""  # a copy without .git
+    path = (options.out or default_out(origin, options.quick)).resolve()
     try:
         result = Result(path, identity(options, home, origin), origin, options.fresh)
     except OSError as error:
@@ -169,9 +171,12 @@ def run(options: argparse.Namespace, home: Path, clock: Clock) -> int:
     print(f"{origin['device_name']}, torch {origin['torch']}: {path}", flush=True)
     if result.note:
         print(result.note, flush=True)
+    if why := packages.other_sources(home):
+        print(f"the cosegflow of {home} {why}: this result verifies no kernel", flush=True)
+    environment = {**packages.environment_of(home), "COSEGFLOW_COMMIT": origin["commit"]}
     context, cleanup = stages.make_context(
         device=options.device, quick=options.quick, select=options.select, peers=options.peers,
-        sanitizer=options.sanitizer, environment=packages.environment_of(home), result=result, command=command,
+        sanitizer=options.sanitizer, environment=environment, result=result, command=command,
     )  # fmt: skip
     try:
         stages.run_stages(context, options.only, clock.left())

@@ -1,6 +1,7 @@
 """Which cosegflow is checked: a wheel that is unpacked, the checkout itself, the installed one, or one built now."""
 
 import hashlib
+import json
 import os
 import sys
 import tempfile
@@ -8,8 +9,10 @@ import zipfile
 from collections.abc import Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from .process import execute, last_lines
+from .source_digest import source_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "build" / "gpu-check"
@@ -133,4 +136,20 @@ def build_digest(home: Path) -> str:
 
 def kernel_digest(root: Path = ROOT) -> str:
     """Of the CUDA kernels' sources: what a result verified holds for these alone."""
-    return digest("csrc/cuda/**/*.cu", "csrc/cuda/**/*.cuh", "csrc/include/**/*.h", root=root)
+    patterns = ("csrc/cuda/**/*.cu", "csrc/cuda/**/*.cuh", "csrc/common/**/*.h", "csrc/include/**/*.h")
+    return digest(*patterns, root=root)
+
+
+def build_info(home: Path) -> dict[str, Any]:
+    """What the build of the package recorded; empty where it recorded nothing."""
+    path = home / "cosegflow" / "_build_info.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def other_sources(home: Path, root: Path = ROOT) -> str | None:
+    """How the sources of the package's binaries differ from the checkout's; None where they are the same."""
+    built, here = build_info(home).get("sources"), source_digest(root)
+    if built == here:
+        return None
+    return f"is of csrc {built}, this checkout has {here}" if built else "does not record what it was built from"

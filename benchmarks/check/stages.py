@@ -171,6 +171,18 @@ def run_sanitize(context: Context, clock: Clock) -> None:
             list(pool.map(step, some))
 
 
+def our_failure(rows: list[dict[str, Any]]) -> str | None:
+    """Why the rows of one step are a failure of ours: no time, or a wrong answer; None where they are not."""
+    from ..table import OURS, error_text, group
+
+    for line in (line for one in group(rows) for line in one.lines if line.peer == OURS):
+        if not line.ok:
+            return f"{line.row['status']}: {line.row.get('reason')}"[:600]
+        if line.wrong:
+            return f"wrong: largest error {error_text(line)}"
+    return None
+
+
 def run_bench(context: Context, clock: Clock) -> None:
     """The benchmarks, by priority; rows are appended as they come."""
     from . import bench_stage  # here: what is wrong with a peer is no matter of the other stages
@@ -179,10 +191,10 @@ def run_bench(context: Context, clock: Clock) -> None:
     keys = [bench_stage.CEILINGS, *bench_stage.steps(context.device, context.quick, context.peers)]
     request: dict[str, Any] = {
         "device": context.device, "quick": context.quick, "peers": context.peers, "command": context.command,
-        "ceilings": bench["ceilings"],
+        "ceilings": None,
     }  # fmt: skip
-    if bench["ceilings"] is None:
-        bench["steps"].pop(bench_stage.CEILINGS, None)  # without them there is nothing to do but to try again
+    if any(not context.result.finished("bench", k) for k in keys):
+        bench["steps"].pop(bench_stage.CEILINGS, None)  # those of an earlier call may be of another machine
     todo = context.left("bench", keys)
     reports = conduct(
         "benchmarks.check.bench_stage", request, todo, clock, STEP_S["bench"], context.environment, context.elsewhere
@@ -200,10 +212,12 @@ def run_bench(context: Context, clock: Clock) -> None:
             row = {"status": "done", "seconds": seconds}
         else:
             bench["rows"] += value
-            failed = [r["peer"] for r in value if r["peer"] == "cosegflow" and r["status"] == "failed"]
-            row = {"status": "failed" if failed else "done", "seconds": seconds}
-            if failed:
-                row["reason"] = next(r["reason"] for r in value if r["peer"] == "cosegflow")
+            why = our_failure(value)
+            row = (
+                {"status": "failed", "seconds": seconds, "reason": why}
+                if why
+                else {"status": "done", "seconds": seconds}
+            )
         context.put("bench", key, row)
         if key == bench_stage.CEILINGS and status != "done":
             return  # no row could say how far from the limit it is

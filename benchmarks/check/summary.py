@@ -95,6 +95,8 @@ def text(result: Result) -> str:
             lines.append(f"tests: {name}: {row['status']}")
     lines += self_check_lines(data["self_check"])
     bad, rest = failed(result), left(result)
+    if data["kernels"] is None:
+        lines.append("the binaries are not of this checkout's csrc: this result verifies no kernel")
     lines += [f"FAILED: {section}: {key}: {status}" for section, key, status in bad]
     if rest:
         lines.append(f"{len(rest)} steps had no time: the same command again goes on with them")

@@ -2,7 +2,8 @@
 
 An operation counts as verified on an architecture where the newest result that ran the self-check and all tests there
 says that it agreed in every dtype and that no test failed, and where the kernels' sources are still those of that
-result: a change of a kernel takes its verification away.
+result: a change of a kernel takes its verification away. A result of binaries that were built from other sources than
+its checkout's names no kernels, and does not count.
 """
 
 import argparse
