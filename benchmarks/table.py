@@ -85,12 +85,15 @@ def _rounding(row: Row) -> bool:
 
 
 def group(rows: Sequence[Row]) -> list[Group]:
-    """Rows in groups, by work, direction and device in the order in which they come; of equal rows the last counts."""
+    """Rows in groups, by work, direction and device in the order of coming; of equal rows the first that is ok."""
     found: dict[tuple[str, str, str], dict[Case, dict[str, Row]]] = {}
     for row in rows:
         where = f"{row['device']}, {row.get('threads')} threads" if row["device"] == "cpu" else str(row["device"])
         cases = found.setdefault((row["work"], row["direction"], where), {})
-        cases.setdefault(case_of(row), {})[row["peer"]] = row
+        peers = cases.setdefault(case_of(row), {})
+        # Slow peers are measured in steps of their own, with ours beside them: what was measured first stays.
+        if peers.get(row["peer"], {}).get("status") != "ok":
+            peers[row["peer"]] = row
     return [
         Group(*key, case, *_lines(list(peers.values())))
         for key, cases in found.items()
