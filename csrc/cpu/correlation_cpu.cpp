@@ -4,6 +4,7 @@
 #include "common/dispatch.h"
 #include "cpu/feature_gradients_cpu.h"
 #include "cpu/image_loop_cpu.h"
+#include "cpu/score_product_cpu.h"
 #include "cpu/softmax_rows_cpu.h"
 #include "cpu/tile_rows_cpu.h"
 
@@ -57,22 +58,19 @@ class CorrelationForward : CorrelationWork<accumulate_t<S>> {
 
  public:
   CorrelationForward(const CorrelationParams& p, Arena& arena, int64_t slots) : CorrelationWork<T>(p, arena, slots) {
-    a_.layout(arena, this->positions_a, p.channels, p.normalize, true, false, slots);
-    b_.layout(arena, this->positions_b, p.channels, p.normalize, false, true, slots);
+    product_.layout(arena, p.fa.dtype, this->positions_a, this->positions_b, p.channels, p.normalize, slots);
   }
 
   void run(int64_t image, const CpuRuntime& runtime) {
     const CorrelationParams& p = this->p;
     const int64_t width = this->kernels.width;
     this->select();
-    pack_features(p.fa, image, p.width_a, this->all_a, a_, runtime);
-    pack_features(p.fb, image, p.width_b, this->all_b, b_, runtime);
+    product_.pack(p, image, this->all_a, this->all_b, runtime);
     S* corr = static_cast<S*>(p.corr) + image * this->positions_a * this->positions_b;
     const bool relu = p.relu;
     this->for_each_tile(runtime, thread_count(runtime),
                         [&](int64_t, Panels<T> tile, int64_t row, int64_t rows, int64_t column, int64_t columns) {
-                          this->kernels.multiply(rows, p.channels, columns, a_.channel_panels(row),
-                                                 b_.position_panels(column), tile, false);
+                          product_.multiply(this->kernels, row, rows, column, columns, tile);
                           for (int64_t r = 0; r < rows; ++r) {
                             S* to = corr + (row + r) * this->positions_b + column;
                             write_tile_row<S, T>(tile, r, nullptr, columns, width, to, [relu](T v) {
@@ -83,7 +81,7 @@ class CorrelationForward : CorrelationWork<accumulate_t<S>> {
   }
 
  private:
-  PackedFeatures<T> a_, b_;
+  ScoreProduct<T> product_;
 };
 
 template <class S>
@@ -94,7 +92,7 @@ class CorrelationBackward : CorrelationWork<accumulate_t<S>> {
   CorrelationBackward(const CorrelationParams& p, Arena& arena, int64_t slots) : CorrelationWork<T>(p, arena, slots) {
     const bool want_a = p.grad_fa.data != nullptr, want_b = p.grad_fb.data != nullptr;
     slots_ = want_b ? FeatureGradients<T>::limit_slots(slots, this->positions_b, p.channels) : slots;
-    features_.layout(arena, this->positions_a, this->positions_b, p.channels, {false, want_a, want_b, p.normalize},
+    features_.layout(arena, this->positions_a, this->positions_b, p.channels, {p.fa.dtype, false, want_a, want_b, p.normalize},
                      slots);
   }
 
@@ -102,12 +100,7 @@ class CorrelationBackward : CorrelationWork<accumulate_t<S>> {
     const CorrelationParams& p = this->p;
     const int64_t width = this->kernels.width, slots = std::min<int64_t>(slots_, thread_count(runtime));
     this->select();
-    if (features_.a.inverse_norm != nullptr || features_.a.by_channel != nullptr) {
-      pack_features(p.fa, image, p.width_a, this->all_a, features_.a, runtime);
-    }
-    if (features_.b.inverse_norm != nullptr || features_.b.by_channel != nullptr) {
-      pack_features(p.fb, image, p.width_b, this->all_b, features_.b, runtime);
-    }
+    features_.pack(p, image, this->all_a, this->all_b, runtime);
     const int64_t volume = image * this->positions_a * this->positions_b;
     const S* grad = static_cast<const S*>(p.grad_corr) + volume;
     const S* corr = p.relu ? static_cast<const S*>(p.corr) + volume : nullptr;

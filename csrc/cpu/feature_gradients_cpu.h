@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "cpu/pack_cpu.h"
+#include "cpu/score_product_cpu.h"
 
 namespace cosegflow {
 
@@ -17,15 +17,19 @@ class FeatureGradients {
   PackedFeatures<T> a, b;
 
   struct Wants {
+    DType dtype;  // of the features
     bool scores;  // the products themselves are needed again
     bool grad_a, grad_b, normalize;
   };
 
   void layout(Arena& arena, int64_t positions_a, int64_t positions_b, int64_t channels, Wants wants, int64_t slots) {
-    const bool a_by_channel = wants.scores || wants.grad_b || (wants.grad_a && wants.normalize);
+    pairs_ = wants.scores && ScoreProduct<T>::in_pairs(wants.dtype);
+    const bool scores = wants.scores && !pairs_;  // from the same panels
+    const bool a_by_channel = scores || wants.grad_b || (wants.grad_a && wants.normalize);
     const bool b_by_channel = wants.grad_a || (wants.grad_b && wants.normalize);
     a.layout(arena, positions_a, channels, wants.normalize, a_by_channel, false, slots);
-    b.layout(arena, positions_b, channels, wants.normalize, b_by_channel, wants.scores, slots);
+    b.layout(arena, positions_b, channels, wants.normalize, b_by_channel, scores, slots);
+    if (pairs_) paired_.layout(arena, wants.dtype, positions_a, positions_b, channels, wants.normalize, slots);
     if (wants.grad_a) grad_a_ = arena.take<T>(channel_panels_size<T>(positions_a, channels));
     if (!wants.grad_b) return;
     part_stride_ = channel_panels_size<T>(positions_b, channels);
@@ -37,6 +41,26 @@ class FeatureGradients {
   static int64_t limit_slots(int64_t slots, int64_t positions_b, int64_t channels) {
     const int64_t bytes = channel_panels_size<T>(positions_b, channels) * static_cast<int64_t>(sizeof(T));
     return std::clamp<int64_t>(kPartBytes / bytes, 1, slots);
+  }
+
+  // Params has the views fa and fb and the images' widths.
+  template <class Params>
+  void pack(const Params& p, int64_t image, const Foreground& foreground_a, const Foreground& foreground_b,
+            const CpuRuntime& runtime) const {
+    if (a.inverse_norm != nullptr || a.by_channel != nullptr) {
+      pack_features(p.fa, image, p.width_a, foreground_a, a, runtime);
+    }
+    if (b.inverse_norm != nullptr || b.by_channel != nullptr || b.by_position != nullptr) {
+      pack_features(p.fb, image, p.width_b, foreground_b, b, runtime);
+    }
+    if (pairs_) paired_.pack(p, image, foreground_a, foreground_b, runtime);
+  }
+
+  // The products themselves, as of ScoreProduct.
+  void multiply(const TileKernels<T>& kernels, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                Panels<T> scores) const {
+    if (pairs_) return paired_.multiply(kernels, row, rows, column, columns, scores);
+    kernels.multiply(rows, a.channels, columns, a.channel_panels(row), b.position_panels(column), scores, false);
   }
 
   void begin_slot(int64_t slot) const {
@@ -66,6 +90,8 @@ class FeatureGradients {
 
  private:
   static constexpr int64_t kPartBytes = 256 << 20;
+  ScoreProduct<T> paired_;
+  bool pairs_ = false;
   T *grad_a_ = nullptr, *grad_b_ = nullptr;
   int64_t part_stride_ = 0;
   bool wants_grad_b_ = false;

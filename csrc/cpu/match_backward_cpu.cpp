@@ -23,7 +23,7 @@ class MatchBackward {
     capacity_ = round_up(positions_b, kernels_.width);
     rows_.layout(arena, p.height_a, p.width_a);
     targets_.layout(arena, p.height_b, p.width_b, capacity_);
-    features_.layout(arena, positions_a, positions_b, p.channels, {true, want_a, want_b, p.normalize}, slots);
+    features_.layout(arena, positions_a, positions_b, p.channels, {p.fa.dtype, true, want_a, want_b, p.normalize}, slots);
     tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
     sums_.layout(arena, slots_, capacity_, p.grad_mask_b.data != nullptr);
     tiles_ = arena.take<T>(slots_ * kTileRows * tile_columns_);
@@ -40,8 +40,7 @@ class MatchBackward {
     if (rows_.count == 0) targets_.foreground.count = 0;
     const int64_t slots = rows_.count > 0 ? std::min<int64_t>(slots_, thread_count(runtime)) : 0;
     if (slots > 0) {
-      pack_features(p_.fa, image, p_.width_a, rows_, features_.a, runtime);
-      pack_features(p_.fb, image, p_.width_b, targets_.foreground, features_.b, runtime);
+      features_.pack(p_, image, rows_, targets_.foreground, runtime);
       const int64_t tile_rows = rows_of_tile(rows_.count, slots);
       parallel_slots(runtime, slots, [&](int64_t index) {
         const Slot slot = sums_.slot(index);
@@ -84,8 +83,7 @@ class MatchBackward {
     }
     for (int64_t c = 0; c < targets_.foreground.count; c += tile_columns_) {
       const int64_t columns = std::min(tile_columns_, targets_.foreground.count - c);
-      kernels_.multiply(rows, p_.channels, columns, features_.a.channel_panels(first), features_.b.position_panels(c),
-                        scores, false);
+      features_.multiply(kernels_, first, rows, c, columns, scores);
       if (windowed) windows.rows.apply(kernels_, scores, rows, columns, c, targets_, windows.slope);
       slot.gradients.apply(kernels_, scores, scores, rows, columns, c, targets_, beta, slot.column_sum, slot.beta_sum);
       if (windowed) RowWindows<T>::apply_gradient(kernels_, scores, rows, columns, windows.slope);

@@ -66,7 +66,7 @@ class MatchBothBackward {
     slots_ = want_b ? FeatureGradients<T>::limit_slots(slots, positions_b, p.channels) : slots;
     a_.layout(arena, p.height_a, p.width_a, p.grad_mask_a.data != nullptr);
     b_.layout(arena, p.height_b, p.width_b, false);  // its sums are those of the slots
-    features_.layout(arena, positions_a, positions_b, p.channels, {true, want_a, want_b, p.normalize}, slots);
+    features_.layout(arena, positions_a, positions_b, p.channels, {p.fa.dtype, true, want_a, want_b, p.normalize}, slots);
     tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
     sums_.layout(arena, slots_, b_.capacity, p.grad_mask_b.data != nullptr);
     tiles_ = arena.take<T>(slots_ * kTileRows * tile_columns_);
@@ -79,8 +79,7 @@ class MatchBothBackward {
     if (rows.count == 0 || columns.count == 0) rows.count = columns.count = 0;  // no matches: every gradient is 0
     const int64_t slots = rows.count > 0 ? std::min<int64_t>(slots_, thread_count(runtime)) : 0;
     if (slots > 0) {
-      pack_features(p_.fa, image, p_.width_a, rows, features_.a, runtime);
-      pack_features(p_.fb, image, p_.width_b, columns, features_.b, runtime);
+      features_.pack(p_, image, rows, columns, runtime);
       a_.read(ab_, image, b_.targets);
       b_.read(ba_, image, a_.targets);
       const int64_t tile_rows = rows_of_tile(rows.count, slots);
@@ -113,8 +112,7 @@ class MatchBothBackward {
     for (int64_t c = 0; c < b_.targets.foreground.count; c += tile_columns_) {
       tile.columns = std::min(tile_columns_, b_.targets.foreground.count - c);
       tile.b = b_.from(c, column_sum);
-      kernels_.multiply(rows, p_.channels, tile.columns, features_.a.channel_panels(first),
-                        features_.b.position_panels(c), tile.scores, false);
+      features_.multiply(kernels_, first, rows, c, tile.columns, tile.scores);
       kernels_.both_gradient(tile);
       features_.add(kernels_, index, first, rows, c, tile.columns, tile.scores);
     }

@@ -12,7 +12,7 @@
 #include <cmath>
 
 #include "cpu/image_loop_cpu.h"
-#include "cpu/pack_cpu.h"
+#include "cpu/score_product_cpu.h"
 #include "cpu/softmax_rows_cpu.h"
 
 namespace cosegflow {
@@ -48,12 +48,11 @@ class MatchBothForward {
     const int64_t positions_a = p.height_a * p.width_a, positions_b = p.height_b * p.width_b;
     sources_.layout(arena, p.height_a, p.width_a, round_up(positions_a, kernels_.width));
     targets_.layout(arena, p.height_b, p.width_b, round_up(positions_b, kernels_.width));
-    a_.layout(arena, positions_a, p.channels, p.normalize, true, false, slots);
-    b_.layout(arena, positions_b, p.channels, p.normalize, false, true, slots);
+    product_.layout(arena, p.fa.dtype, positions_a, positions_b, p.channels, p.normalize, slots);
     tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
-    most_bands_ = std::clamp(kBandBytes / (b_.capacity * ColumnStates<T>::kBytes), kLeastBands, kMostBands);
+    most_bands_ = std::clamp(kBandBytes / (product_.b.capacity * ColumnStates<T>::kBytes), kLeastBands, kMostBands);
     most_bands_ = std::min(most_bands_, round_up(ceil_div(positions_a, kRowBlock), kLeastBands));
-    columns_.layout(arena, most_bands_ * b_.capacity);
+    columns_.layout(arena, most_bands_ * product_.b.capacity);
     slot_bytes_ = Slot(*this, nullptr).bytes;
     slot_memory_ = arena.take<char>(slots * slot_bytes_);
   }
@@ -62,15 +61,14 @@ class MatchBothForward {
     const int64_t total_a = p_.height_a * p_.width_a, total_b = p_.height_b * p_.width_b;
     const MatchOutputs<T> out_a(p_.ab.flow, p_.ab.lse, p_.ab.confidence, image, total_a, p_.width_a);
     const MatchOutputs<T> out_b(p_.ba.flow, p_.ba.lse, p_.ba.confidence, image, total_b, p_.width_b);
-    sources_.select(p_.mask_a, image, p_.height_a, p_.width_a, a_.capacity);
-    targets_.select(p_.mask_b, image, p_.height_b, p_.width_b, b_.capacity);
+    sources_.select(p_.mask_a, image, p_.height_a, p_.width_a, product_.a.capacity);
+    targets_.select(p_.mask_b, image, p_.height_b, p_.width_b, product_.b.capacity);
     const int64_t rows = sources_.foreground.count, columns = targets_.foreground.count;
     const bool nothing = rows == 0 || columns == 0;
     if (nothing || !sources_.foreground.complete()) out_a.clear(0, total_a);
     if (nothing || !targets_.foreground.complete()) out_b.clear(0, total_b);
     if (nothing) return;
-    pack_features(p_.fa, image, p_.width_a, sources_.foreground, a_, runtime);
-    pack_features(p_.fb, image, p_.width_b, targets_.foreground, b_, runtime);
+    product_.pack(p_, image, sources_.foreground, targets_.foreground, runtime);
 
     const T beta = value_at<T>(p_.beta, image);
     const int64_t tile_rows = rows_of_tile(rows, kLeastBands), tiles = ceil_div(rows, tile_rows);
@@ -80,8 +78,8 @@ class MatchBothForward {
     parallel_slots(runtime, slots, [&](int64_t index) {
       const Slot slot(*this, slot_memory_ + index * slot_bytes_);
       for (int64_t band; (band = next_band.fetch_add(1)) < bands;) {
-        const ColumnStates<T> states = columns_.from(band * b_.capacity);
-        states.clear(b_.capacity);
+        const ColumnStates<T> states = columns_.from(band * product_.b.capacity);
+        states.clear(product_.b.capacity);
         const int64_t end = std::min(rows, (band + 1) * band_rows);
         for (int64_t first = band * band_rows; first < end; first += tile_rows) {
           run_rows(slot, states, first, std::min(tile_rows, end - first), beta, out_a);
@@ -116,8 +114,7 @@ class MatchBothForward {
     slot.states.clear(rows);
     for (int64_t c = 0; c < targets_.foreground.count; c += tile_columns_) {
       const int64_t columns = std::min(tile_columns_, targets_.foreground.count - c);
-      kernels_.multiply(rows, p_.channels, columns, a_.channel_panels(first), b_.position_panels(c), slot.scores,
-                        false);
+      product_.multiply(kernels_, first, rows, c, columns, slot.scores);
       slot.states.update(kernels_, slot.scores, rows, columns, c, targets_, slope);
       update_columns(slot.scores, states.from(c), first, rows, columns, slope);
     }
@@ -151,7 +148,7 @@ class MatchBothForward {
     constexpr T kInfinity = std::numeric_limits<T>::infinity();
     all.clear(count);
     for (int64_t band = 0; band < bands; ++band) {
-      const ColumnStates<T> part = columns_.from(band * b_.capacity + first);
+      const ColumnStates<T> part = columns_.from(band * product_.b.capacity + first);
       for (int64_t i = 0; i < count; ++i) {
         double keep = 1, scale = 1;  // the factors on the sums so far, and on those of this band
         if (all.peak_weight[i] == -kInfinity || part.peak_weight[i] == -kInfinity) {
@@ -180,7 +177,7 @@ class MatchBothForward {
   const MatchBothParams& p_;
   const TileKernels<T>& kernels_;
   Targets<T> sources_, targets_;  // the positions of a, which are targets too, and those of b
-  PackedFeatures<T> a_, b_;
+  ScoreProduct<T> product_;
   ColumnStates<T> columns_;  // (bands, capacity of b)
   int64_t tile_columns_ = 0, most_bands_ = 0, slot_bytes_ = 0;
   char* slot_memory_ = nullptr;

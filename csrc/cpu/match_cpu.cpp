@@ -12,7 +12,7 @@
 #include <atomic>
 
 #include "cpu/image_loop_cpu.h"
-#include "cpu/pack_cpu.h"
+#include "cpu/score_product_cpu.h"
 #include "cpu/softmax_rows_cpu.h"
 #include "cpu/softmax_window_cpu.h"
 
@@ -29,8 +29,7 @@ class MatchForward {
     const int64_t positions_a = p.height_a * p.width_a, positions_b = p.height_b * p.width_b;
     rows_.layout(arena, p.height_a, p.width_a);
     targets_.layout(arena, p.height_b, p.width_b, round_up(positions_b, kernels_.width));
-    a_.layout(arena, positions_a, p.channels, p.normalize, true, false, slots);
-    b_.layout(arena, positions_b, p.channels, p.normalize, false, true, slots);
+    product_.layout(arena, p.fa.dtype, positions_a, positions_b, p.channels, p.normalize, slots);
     tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
     windowed_ = p.kernel_sigma > 0;
     const int64_t tiles = ceil_div(positions_b, tile_columns_), tile_bytes = kTileRows * tile_columns_ * sizeof(T);
@@ -43,15 +42,14 @@ class MatchForward {
     const int64_t total = p_.height_a * p_.width_a;
     const Outputs out = {{p_.flow, p_.lse, p_.confidence, image, total, p_.width_a}, {p_, image}};
     rows_.select(p_.mask_a, image, p_.height_a, p_.width_a);
-    targets_.select(p_.mask_b, image, p_.height_b, p_.width_b, b_.capacity);
+    targets_.select(p_.mask_b, image, p_.height_b, p_.width_b, product_.b.capacity);
     const bool nothing = rows_.count == 0 || targets_.foreground.count == 0;
     if (nothing || !rows_.complete()) {
       out.matches.clear(0, total);
       out.peaks.clear(0, total);
     }
     if (nothing) return;
-    pack_features(p_.fa, image, p_.width_a, rows_, a_, runtime);
-    pack_features(p_.fb, image, p_.width_b, targets_.foreground, b_, runtime);
+    product_.pack(p_, image, rows_, targets_.foreground, runtime);
 
     const int64_t slots = thread_count(runtime);
     const int64_t tile_rows = rows_of_tile(rows_.count, 2 * slots);
@@ -100,9 +98,7 @@ class MatchForward {
     for (int64_t c = 0; c < targets_.foreground.count; c += tile_columns_) {
       const int64_t columns = std::min(tile_columns_, targets_.foreground.count - c);
       const Panels<T> scores = slot.tile(c);
-      if (!computed) {
-        kernels_.multiply(rows, p_.channels, columns, a_.channel_panels(first), b_.position_panels(c), scores, false);
-      }
+      if (!computed) product_.multiply(kernels_, first, rows, c, columns, scores);
       body(c, columns, scores);
     }
   }
@@ -136,7 +132,7 @@ class MatchForward {
   const TileKernels<T>& kernels_;
   Foreground rows_;
   Targets<T> targets_;
-  PackedFeatures<T> a_, b_;
+  ScoreProduct<T> product_;
   bool windowed_ = false;
   int64_t tile_columns_ = 0, kept_tiles_ = 1, slot_bytes_ = 0;
   char* slot_memory_ = nullptr;

@@ -63,10 +63,10 @@ void gather_panels(const S* image, int64_t channel_stride, const PositionGroup& 
   }
 }
 
-// Divides each column of a panel by max(its norm, epsilon). Squares are added up in T over short runs of channels, and
-// the runs in float64.
+// 1 / max(norm, epsilon) of each column of a panel that was divided by 2^power (null: 1), times 2^power. Squares are
+// added up in T over short runs of channels, and the runs in float64.
 template <class T>
-void normalize_panel(T* panel, int64_t channels, int64_t width, double* inverse_norm) {
+void inverse_norms(const T* panel, int64_t channels, int64_t width, double* inverse_norm, const int* power = nullptr) {
   constexpr int64_t kRun = 16;
   double square[kMaxPanelWidth] = {};
   for (int64_t begin = 0; begin < channels; begin += kRun) {
@@ -76,24 +76,74 @@ void normalize_panel(T* panel, int64_t channels, int64_t width, double* inverse_
     }
     for (int64_t t = 0; t < width; ++t) square[t] += static_cast<double>(part[t]);
   }
-  T factor[kMaxPanelWidth];
   for (int64_t t = 0; t < width; ++t) {
     const double norm = std::sqrt(square[t]);
-    inverse_norm[t] = 1.0 / (norm < kNormEpsilon ? kNormEpsilon : norm);  // a NaN stays
-    factor[t] = static_cast<T>(inverse_norm[t]);
+    const double least = power == nullptr ? kNormEpsilon : std::ldexp(kNormEpsilon, -power[t]);
+    inverse_norm[t] = 1.0 / (norm < least ? least : norm);  // a NaN stays
   }
+}
+
+// Divides each column of a panel by max(its norm, epsilon).
+template <class T>
+void normalize_panel(T* panel, int64_t channels, int64_t width, double* inverse_norm) {
+  inverse_norms(panel, channels, width, inverse_norm);
+  T factor[kMaxPanelWidth];
+  for (int64_t t = 0; t < width; ++t) factor[t] = static_cast<T>(inverse_norm[t]);
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t t = 0; t < width; ++t) panel[c * width + t] *= factor[t];
   }
 }
 
+// 2^power as a float, for powers of normal floats.
+float power_of_two(int power) { return detail::bits_to_float(static_cast<uint32_t>(power + 127) << 23); }
+
+// One panel of positions, of features that are bfloat16, in pairs: each position is divided by the power of two of its
+// largest channel, so that nothing overflows and what is lost to subnormals is less than 2^-126 of that channel.
+void pair_panel(float* panel, int64_t channels, int64_t width, bool normalize, float* pairs, float* factor) {
+  float largest[kMaxPanelWidth] = {}, down[kMaxPanelWidth];
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t t = 0; t < width; ++t) {
+      const float size = std::fabs(panel[c * width + t]);
+      largest[t] = size > largest[t] ? size : largest[t];  // not a NaN
+    }
+  }
+  int power[kMaxPanelWidth] = {};
+  for (int64_t t = 0; t < width; ++t) {
+    const int exponent = static_cast<int>(detail::float_to_bits(largest[t]) >> 23) - 127;
+    power[t] = exponent == 128 ? 0 : std::clamp(exponent, -126, 126);  // infinite: as it is
+    down[t] = power_of_two(-power[t]);
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t t = 0; t < width; ++t) panel[c * width + t] *= down[t];
+  }
+  for (int64_t c = 0; c < channels; c += 2) {
+    const float* const low = panel + c * width;
+    const float* const high = low + width;
+    float* const to = pairs + c / 2 * width;
+    if (c + 1 == channels) {
+      for (int64_t t = 0; t < width; ++t) to[t] = detail::bits_to_float(detail::float_to_bits(low[t]) >> 16);
+      continue;
+    }
+    for (int64_t t = 0; t < width; ++t) {
+      const uint32_t upper = detail::float_to_bits(high[t]) & 0xffff0000u;
+      to[t] = detail::bits_to_float(detail::float_to_bits(low[t]) >> 16 | upper);
+    }
+  }
+  double inverse_norm[kMaxPanelWidth];
+  if (normalize) inverse_norms(panel, channels, width, inverse_norm, power);
+  for (int64_t t = 0; t < width; ++t) {
+    factor[t] = static_cast<float>(normalize ? inverse_norm[t] : static_cast<double>(power_of_two(power[t])));
+  }
+}
+void pair_panel(double*, int64_t, int64_t, bool, double*, double*) {}  // there are no pairs of doubles
+
 // Rows [first, first + width) of the channel panels from one panel of positions.
 template <class T>
 void write_channel_panels(const T* panel, const PackedFeatures<T>& packed, int64_t first) {
   const int64_t width = packed.width;
-  for (int64_t c0 = 0; c0 < packed.channels; c0 += width) {
+  for (int64_t c0 = 0; c0 < packed.elements; c0 += width) {
     T* to = packed.by_channel + c0 * packed.capacity + first * width;
-    const int64_t live = std::min(width, packed.channels - c0);
+    const int64_t live = std::min(width, packed.elements - c0);
     if (live < width) std::fill(to, to + width * width, T(0));
     transpose(panel + c0 * width, width, live, width, to, width);
   }
@@ -102,15 +152,22 @@ void write_channel_panels(const T* panel, const PackedFeatures<T>& packed, int64
 }  // namespace
 
 template <class T>
-void PackedFeatures<T>::layout(Arena& arena, int64_t positions, int64_t channel_count, bool normalize,
-                               bool want_by_channel, bool want_by_position, int64_t slots) {
+void PackedFeatures<T>::layout(Arena& arena, int64_t positions, int64_t channel_count, bool normalized,
+                               bool want_by_channel, bool want_by_position, int64_t slots, bool pairs) {
   width = tile_kernels<T>().width;
   channels = channel_count;
+  elements = pairs ? ceil_div(channels, 2) : channels;
   capacity = round_up(positions, width);
-  by_channel = want_by_channel ? arena.take<T>(channel_panels_size<T>(positions, channels)) : nullptr;
-  by_position = want_by_position ? arena.take<T>(capacity * channels) : nullptr;
-  inverse_norm = normalize ? arena.take<double>(capacity) : nullptr;
-  scratch = want_by_position ? nullptr : arena.take<T>(slots * round_up(kGroup * channels * width, 64));
+  normalize = normalized;
+  by_channel = want_by_channel ? arena.take<T>(channel_panels_size<T>(positions, elements)) : nullptr;
+  by_position = want_by_position ? arena.take<T>(capacity * elements) : nullptr;
+  inverse_norm = normalize && !pairs ? arena.take<double>(capacity) : nullptr;
+  factor = pairs ? arena.take<T>(capacity) : nullptr;
+  // A group of panels of positions, and in pairs one panel of pairs.
+  scratch_size = pairs || !want_by_position ? kGroup * channels * width : 0;
+  if (pairs) scratch_size += elements * width;
+  scratch_size = round_up(scratch_size, 64);
+  scratch = scratch_size > 0 ? arena.take<T>(slots * scratch_size) : nullptr;
 }
 
 template <class T>
@@ -124,13 +181,22 @@ void pack_features(const View4& features, int64_t b, int64_t image_width, const 
     parallel_slots(runtime, slots, [&](int64_t slot) {
       for (int64_t i = groups * slot / slots; i < groups * (slot + 1) / slots; ++i) {
         const PositionGroup group(foreground, i * step, step, image_width, features);
-        T* panels = packed.by_position != nullptr ? packed.by_position + i * kGroup * panel_size
-                                                  : packed.scratch + slot * round_up(kGroup * panel_size, 64);
+        T* const scratch = packed.scratch + slot * packed.scratch_size;
+        T* panels = packed.by_position != nullptr && packed.factor == nullptr
+                        ? packed.by_position + i * kGroup * panel_size
+                        : scratch;
         gather_panels(image, features.stride[1], group, channels, width, panels);
         for (int64_t t = 0; t < group.count; t += width, panels += panel_size) {
           const int64_t first = i * step + t;
-          if (packed.inverse_norm != nullptr) normalize_panel(panels, channels, width, packed.inverse_norm + first);
-          if (packed.by_channel != nullptr) write_channel_panels(panels, packed, first);
+          T* panel = panels;
+          if (packed.factor != nullptr) {
+            panel = packed.by_position != nullptr ? packed.by_position + first * packed.elements
+                                                  : scratch + kGroup * panel_size;
+            pair_panel(panels, channels, width, packed.normalize, panel, packed.factor + first);
+          } else if (packed.normalize) {
+            normalize_panel(panel, channels, width, packed.inverse_norm + first);
+          }
+          if (packed.by_channel != nullptr) write_channel_panels(panel, packed, first);
         }
       }
     });

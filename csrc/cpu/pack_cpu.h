@@ -15,23 +15,31 @@ namespace cosegflow {
 
 // Features of one image as panels (see tile_kernels.h). Positions are those of a Foreground, padded with zeros to
 // whole panels; a representation that is not wanted has no memory.
+//
+// In pairs (bfloat16 only, see TileKernels::multiply_pairs) an element is two neighbouring channels in 32 bits. The
+// features are then only scaled by a power of two for each position, which is exact; `factor` undoes that and
+// normalises, to be applied to the products.
 template <class T>
 struct PackedFeatures {
   int64_t channels = 0, capacity = 0;  // positions with the padding
+  int64_t elements = 0;                // of a position: channels, or pairs of them
   T* by_channel = nullptr;             // panels of channels, a row for each position
   T* by_position = nullptr;            // panels of positions, a row for each channel
-  double* inverse_norm = nullptr;      // of each position; null: not normalised
-  T* scratch = nullptr;                // for each slot, a group of panels of positions
-  int64_t width = 0;                   // of a panel
+  double* inverse_norm = nullptr;      // of each position; null: not normalised, or in pairs
+  T* factor = nullptr;                 // of each position, in pairs
+  T* scratch = nullptr;                // for each slot, what lies between the features and the panels
+  int64_t scratch_size = 0;
+  int64_t width = 0;  // of a panel
+  bool normalize = false;
 
   void layout(Arena& arena, int64_t positions, int64_t channels, bool normalize, bool want_by_channel,
-              bool want_by_position, int64_t slots);
+              bool want_by_position, int64_t slots, bool pairs = false);
 
   Panels<T> channel_panels(int64_t first_position) const {
     return {by_channel + first_position * width, capacity * width};
   }
   Panels<T> position_panels(int64_t first_position) const {  // first_position: a multiple of the width
-    return {by_position + first_position * channels, channels * width};
+    return {by_position + first_position * elements, elements * width};
   }
 };
 

@@ -25,7 +25,7 @@ class TransferBackward {
     capacity_ = round_up(positions_b, kernels_.width);
     rows_.layout(arena, p.height_a, p.width_a);
     targets_.layout(arena, p.height_b, p.width_b, capacity_);
-    features_.layout(arena, positions_a, positions_b, p.channels, {true, want_a, want_b, p.normalize}, slots);
+    features_.layout(arena, positions_a, positions_b, p.channels, {p.fa.dtype, true, want_a, want_b, p.normalize}, slots);
     values_.layout(arena, positions_b, p.value_channels, false, false, true, slots);
     grad_out_.layout(arena, positions_a, p.value_channels, false, true, false, slots);
     part_stride_ = channel_panels_size<T>(positions_b, p.value_channels);
@@ -42,8 +42,7 @@ class TransferBackward {
     if (rows_.count == 0) targets_.foreground.count = 0;
     const int64_t slots = rows_.count > 0 ? std::min<int64_t>(slots_, thread_count(runtime)) : 0;
     if (slots > 0) {
-      pack_features(p_.fa, image, p_.width_a, rows_, features_.a, runtime);
-      pack_features(p_.fb, image, p_.width_b, targets_.foreground, features_.b, runtime);
+      features_.pack(p_, image, rows_, targets_.foreground, runtime);
       pack_features(p_.values, image, p_.width_b, targets_.foreground, values_, runtime);
       pack_features(p_.grad_out, image, p_.width_a, rows_, grad_out_, runtime);
       const int64_t tile_rows = rows_of_tile(rows_.count, slots);
@@ -101,8 +100,7 @@ class TransferBackward {
     read_rows(slot.gradients, image, first, rows);
     for (int64_t c = 0; c < targets_.foreground.count; c += tile_columns_) {
       const int64_t columns = std::min(tile_columns_, targets_.foreground.count - c);
-      kernels_.multiply(rows, p_.channels, columns, features_.a.channel_panels(first), features_.b.position_panels(c),
-                        tile.scores, false);
+      features_.multiply(kernels_, first, rows, c, columns, tile.scores);
       kernels_.multiply(rows, p_.value_channels, columns, grad_out_.channel_panels(first), values_.position_panels(c),
                         tile.products, false);
       tile.columns = columns;

@@ -6,7 +6,7 @@
 #include <atomic>
 
 #include "cpu/image_loop_cpu.h"
-#include "cpu/pack_cpu.h"
+#include "cpu/score_product_cpu.h"
 #include "cpu/softmax_rows_cpu.h"
 
 namespace cosegflow {
@@ -21,8 +21,7 @@ class TransferForward {
     const int64_t positions_a = p.height_a * p.width_a, positions_b = p.height_b * p.width_b;
     rows_.layout(arena, p.height_a, p.width_a);
     targets_.layout(arena, p.height_b, p.width_b, round_up(positions_b, kernels_.width));
-    a_.layout(arena, positions_a, p.channels, p.normalize, true, false, slots);
-    b_.layout(arena, positions_b, p.channels, p.normalize, false, true, slots);
+    product_.layout(arena, p.fa.dtype, positions_a, positions_b, p.channels, p.normalize, slots);
     values_.layout(arena, positions_b, p.value_channels, false, true, false, slots);
     tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
     slot_bytes_ = Slot(*this, nullptr).bytes;
@@ -34,15 +33,14 @@ class TransferForward {
     T* const out = static_cast<T*>(p_.out.data) + image * p_.value_channels * total;
     T* const lse = static_cast<T*>(p_.lse.data) + image * total;
     rows_.select(p_.mask_a, image, p_.height_a, p_.width_a);
-    targets_.select(p_.mask_b, image, p_.height_b, p_.width_b, b_.capacity);
+    targets_.select(p_.mask_b, image, p_.height_b, p_.width_b, product_.b.capacity);
     const bool nothing = rows_.count == 0 || targets_.foreground.count == 0;
     if (nothing || !rows_.complete()) {
       std::fill_n(out, p_.value_channels * total, T(0));
       std::fill_n(lse, total, -std::numeric_limits<T>::infinity());
     }
     if (nothing) return;
-    pack_features(p_.fa, image, p_.width_a, rows_, a_, runtime);
-    pack_features(p_.fb, image, p_.width_b, targets_.foreground, b_, runtime);
+    product_.pack(p_, image, rows_, targets_.foreground, runtime);
     pack_features(p_.values, image, p_.width_b, targets_.foreground, values_, runtime);
 
     const int64_t slots = thread_count(runtime);
@@ -86,8 +84,7 @@ class TransferForward {
     tile.keep = slot.keep;
     for (int64_t c = 0; c < targets_.foreground.count; c += tile_columns_) {
       const int64_t columns = std::min(tile_columns_, targets_.foreground.count - c);
-      kernels_.multiply(rows, p_.channels, columns, a_.channel_panels(first), b_.position_panels(c), slot.scores,
-                        false);
+      product_.multiply(kernels_, first, rows, c, columns, slot.scores);
       tile.columns = columns;
       tile.log_weight = targets_.tile_log_weight(c, columns, kernels_.width);
       kernels_.softmax_weights(tile);
@@ -132,7 +129,8 @@ class TransferForward {
   const TileKernels<T>& kernels_;
   Foreground rows_;
   Targets<T> targets_;
-  PackedFeatures<T> a_, b_, values_;
+  ScoreProduct<T> product_;
+  PackedFeatures<T> values_;
   int64_t tile_columns_ = 0, slot_bytes_ = 0;
   char* slot_memory_ = nullptr;
 };

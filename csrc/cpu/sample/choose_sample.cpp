@@ -7,11 +7,11 @@ namespace cosegflow {
 #if defined(__x86_64__)
 template <>
 const SampleKernels<float>& sample_kernels<float>() {
-  return chosen_isa() == 2 ? kSampleAvx512Float : chosen_isa() == 1 ? kSampleAvx2Float : kSampleScalarFloat;
+  return chosen_isa() >= kAvx512 ? kSampleAvx512Float : chosen_isa() == kAvx2 ? kSampleAvx2Float : kSampleScalarFloat;
 }
 template <>
 const SampleKernels<double>& sample_kernels<double>() {
-  return chosen_isa() == 2 ? kSampleAvx512Double : chosen_isa() == 1 ? kSampleAvx2Double : kSampleScalarDouble;
+  return chosen_isa() >= kAvx512 ? kSampleAvx512Double : chosen_isa() == kAvx2 ? kSampleAvx2Double : kSampleScalarDouble;
 }
 #else
 template <>

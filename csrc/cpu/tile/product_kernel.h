@@ -19,7 +19,13 @@ template <class T>
 constexpr int64_t kInnerBlock = 32768 / int64_t(sizeof(T)) / kWidth<T> / kWidth<T> * kWidth<T>;
 static_assert(kInnerBlock<float> > 0 && kInnerBlock<double> > 0, "");
 
-template <class T, int kN>
+// What one step of the summed index does to a vector of sums.
+template <class T>
+struct MultiplyAdd {
+  CSF_INLINE vec<T> step(vec<T> sum, T a, vec<T> b) { return sum + a * b; }
+};
+
+template <class T, int kN, class Op = MultiplyAdd<T>>
 struct Block {
   vec<T> sum[kBlockRows][kN];
 
@@ -57,15 +63,15 @@ struct Block {
 #pragma GCC unroll 16
     for (int r = 0; r < kBlockRows; ++r) {
 #pragma GCC unroll 4
-      for (int n = 0; n < kN; ++n) block.sum[r][n] += a[r * kRowStep] * row[n];
+      for (int n = 0; n < kN; ++n) block.sum[r][n] = Op::step(block.sum[r][n], a[r * kRowStep], row[n]);
     }
   }
 };
 
 // out (kBlockRows x kN vectors) (+)= a b, where the summed index runs along the columns of a.
-template <class T, int kN>
+template <class T, int kN, class Op = MultiplyAdd<T>>
 void block_product(int64_t inner, const T* a, int64_t a_panel_stride, const T* b, T* out, bool accumulate) {
-  using B = Block<T, kN>;
+  using B = Block<T, kN, Op>;
   B block;
   B::clear(block);
   for (; inner > 0; inner -= kWidth<T>, a += a_panel_stride) {
@@ -92,11 +98,11 @@ void block_product_transposed(int64_t inner, const T* a, const T* b, T* out) {
 // The block kernel for a panel of which `columns` are left, so that narrow last panels cost what they need.
 template <class T>
 using BlockProduct = void (*)(int64_t, const T*, int64_t, const T*, T*, bool);
-template <class T>
+template <class T, class Op = MultiplyAdd<T>>
 static BlockProduct<T> block_product_for(int64_t columns) {
-  if (columns <= kLanes<T>) return block_product<T, 1>;
-  if (columns <= 2 * kLanes<T>) return block_product<T, 2>;
-  return block_product<T, kVectors>;
+  if (columns <= kLanes<T>) return block_product<T, 1, Op>;
+  if (columns <= 2 * kLanes<T>) return block_product<T, 2, Op>;
+  return block_product<T, kVectors, Op>;
 }
 template <class T>
 using BlockProductTransposed = void (*)(int64_t, const T*, const T*, T*);

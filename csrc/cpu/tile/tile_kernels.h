@@ -145,6 +145,10 @@ struct TileKernels {
   // out (rows x columns) += a^T b with a (inner x rows), b (inner x columns).
   void (*multiply_transposed)(int64_t rows, int64_t inner, int64_t columns, Panels<const T> a, Panels<const T> b,
                               Panels<T> out);
+  // The same with a and b of bfloat16 pairs: each element is two neighbours of the summed index, in 32 bits. Each result
+  // is multiplied by its row's and its column's factor. Null where the machine has no such instruction.
+  void (*multiply_pairs)(int64_t rows, int64_t inner, int64_t columns, Panels<const T> a, Panels<const T> b,
+                         const T* row_factor, const T* column_factor, Panels<T> out);
   void (*softmax)(const SoftmaxTile<T>&);
   void (*softmax_gradient)(const GradientTile<T>&);
   void (*softmax_columns)(const ColumnTile<T>&);
@@ -157,7 +161,7 @@ struct TileKernels {
   void (*window_gradient)(const WindowTile<T>&);
 };
 
-// The table for this machine, or for the lower instruction set that COSEGFLOW_CPU_ISA=scalar|avx2|avx512 asks for.
+// The table for this machine, or for the lower instruction set that COSEGFLOW_CPU_ISA asks for (see isa.h).
 template <class T>
 const TileKernels<T>& tile_kernels();
 
@@ -165,7 +169,7 @@ const TileKernels<T>& tile_kernels();
 constexpr int64_t kMaxPanelWidth = 32;
 
 // One table per file tile/kernels_<isa>.cpp.
-extern const TileKernels<float> kScalarFloat, kAvx2Float, kAvx512Float;
+extern const TileKernels<float> kScalarFloat, kAvx2Float, kAvx512Float, kAvx512Bf16Float;
 extern const TileKernels<double> kScalarDouble, kAvx2Double, kAvx512Double;
 
 }  // namespace cosegflow

@@ -7,8 +7,8 @@ namespace cosegflow {
 template <>
 const WindowKernels<float>& window_kernels<float>() {
 #if defined(__x86_64__)
-  if (chosen_isa() == 2) return kAvx512WindowFloat;
-  if (chosen_isa() == 1) return kAvx2WindowFloat;
+  if (chosen_isa() >= kAvx512) return kAvx512WindowFloat;
+  if (chosen_isa() == kAvx2) return kAvx2WindowFloat;
 #endif
   return kScalarWindowFloat;
 }
@@ -16,8 +16,8 @@ const WindowKernels<float>& window_kernels<float>() {
 template <>
 const WindowKernels<double>& window_kernels<double>() {
 #if defined(__x86_64__)
-  if (chosen_isa() == 2) return kAvx512WindowDouble;
-  if (chosen_isa() == 1) return kAvx2WindowDouble;
+  if (chosen_isa() >= kAvx512) return kAvx512WindowDouble;
+  if (chosen_isa() == kAvx2) return kAvx2WindowDouble;
 #endif
   return kScalarWindowDouble;
 }
