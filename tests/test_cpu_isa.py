@@ -10,7 +10,7 @@ import pytest
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("isa", ["avx2", "scalar"])
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "scalar"])
 def test_the_same_tests_pass(isa):
     names = (
         "match", "match_both", "transfer", "correlation", "soft_argmax", "return_index", "kernel_sigma", "warp",

@@ -39,15 +39,13 @@ struct CorrelationWork {
   // Calls body(slot, tile, row, rows, column, columns) for all tiles; those of a row in order, by one slot.
   template <class Body>
   void for_each_tile(const CpuRuntime& runtime, int64_t slots, Body&& body) const {
-    const int64_t tile_rows = rows_of_tile(positions_a, slots);
     parallel_slots(runtime, slots, [&](int64_t slot) {
       const Panels<T> tile = {tiles + slot * tile_size, kTileRows * kernels.width};
-      for (int64_t row = slot * tile_rows; row < positions_a; row += slots * tile_rows) {
+      for_each_tile_of_slot(positions_a, slot, slots, [&](int64_t row, int64_t rows) {
         for (int64_t column = 0; column < positions_b; column += tile_columns) {
-          body(slot, tile, row, std::min(tile_rows, positions_a - row), column,
-               std::min(tile_columns, positions_b - column));
+          body(slot, tile, row, rows, column, std::min(tile_columns, positions_b - column));
         }
-      }
+      });
     });
   }
 };
@@ -92,8 +90,8 @@ class CorrelationBackward : CorrelationWork<accumulate_t<S>> {
   CorrelationBackward(const CorrelationParams& p, Arena& arena, int64_t slots) : CorrelationWork<T>(p, arena, slots) {
     const bool want_a = p.grad_fa.data != nullptr, want_b = p.grad_fb.data != nullptr;
     slots_ = want_b ? FeatureGradients<T>::limit_slots(slots, this->positions_b, p.channels) : slots;
-    features_.layout(arena, this->positions_a, this->positions_b, p.channels, {p.fa.dtype, false, want_a, want_b, p.normalize},
-                     slots);
+    features_.layout(arena, this->positions_a, this->positions_b, p.channels,
+                     {p.fa.dtype, false, want_a, want_b, p.normalize}, slots);
   }
 
   void run(int64_t image, const CpuRuntime& runtime) {

@@ -23,7 +23,8 @@ class MatchBackward {
     capacity_ = round_up(positions_b, kernels_.width);
     rows_.layout(arena, p.height_a, p.width_a);
     targets_.layout(arena, p.height_b, p.width_b, capacity_);
-    features_.layout(arena, positions_a, positions_b, p.channels, {p.fa.dtype, true, want_a, want_b, p.normalize}, slots);
+    features_.layout(arena, positions_a, positions_b, p.channels, {p.fa.dtype, true, want_a, want_b, p.normalize},
+                     slots);
     tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
     sums_.layout(arena, slots_, capacity_, p.grad_mask_b.data != nullptr);
     tiles_ = arena.take<T>(slots_ * kTileRows * tile_columns_);
@@ -41,14 +42,12 @@ class MatchBackward {
     const int64_t slots = rows_.count > 0 ? std::min<int64_t>(slots_, thread_count(runtime)) : 0;
     if (slots > 0) {
       features_.pack(p_, image, rows_, targets_.foreground, runtime);
-      const int64_t tile_rows = rows_of_tile(rows_.count, slots);
       parallel_slots(runtime, slots, [&](int64_t index) {
         const Slot slot = sums_.slot(index);
         slot.clear(capacity_);
         features_.begin_slot(index);
-        for (int64_t first = index * tile_rows; first < rows_.count; first += slots * tile_rows) {
-          run_rows(slot, index, image, first, std::min(tile_rows, rows_.count - first));
-        }
+        for_each_tile_of_slot(rows_.count, index, slots,
+                              [&](int64_t first, int64_t rows) { run_rows(slot, index, image, first, rows); });
       });
     }
     features_.write(p_.grad_fa, p_.grad_fb, image, rows_, targets_.foreground, slots, runtime);

@@ -66,7 +66,8 @@ class MatchBothBackward {
     slots_ = want_b ? FeatureGradients<T>::limit_slots(slots, positions_b, p.channels) : slots;
     a_.layout(arena, p.height_a, p.width_a, p.grad_mask_a.data != nullptr);
     b_.layout(arena, p.height_b, p.width_b, false);  // its sums are those of the slots
-    features_.layout(arena, positions_a, positions_b, p.channels, {p.fa.dtype, true, want_a, want_b, p.normalize}, slots);
+    features_.layout(arena, positions_a, positions_b, p.channels, {p.fa.dtype, true, want_a, want_b, p.normalize},
+                     slots);
     tile_columns_ = std::max<int64_t>(1, kTileColumnBytes / (kernels_.width * sizeof(T))) * kernels_.width;
     sums_.layout(arena, slots_, b_.capacity, p.grad_mask_b.data != nullptr);
     tiles_ = arena.take<T>(slots_ * kTileRows * tile_columns_);
@@ -82,14 +83,13 @@ class MatchBothBackward {
       features_.pack(p_, image, rows, columns, runtime);
       a_.read(ab_, image, b_.targets);
       b_.read(ba_, image, a_.targets);
-      const int64_t tile_rows = rows_of_tile(rows.count, slots);
       parallel_slots(runtime, slots, [&](int64_t index) {
         const auto slot = sums_.slot(index);
         slot.clear(b_.capacity);
         features_.begin_slot(index);
-        for (int64_t first = index * tile_rows; first < rows.count; first += slots * tile_rows) {
-          run_rows(slot.column_sum, slot.beta_sum, index, image, first, std::min(tile_rows, rows.count - first));
-        }
+        for_each_tile_of_slot(rows.count, index, slots, [&](int64_t first, int64_t count) {
+          run_rows(slot.column_sum, slot.beta_sum, index, image, first, count);
+        });
       });
     }
     features_.write(p_.grad_fa, p_.grad_fb, image, rows, columns, slots, runtime);

@@ -10,9 +10,7 @@ struct ScoreProduct {
   PackedFeatures<T> a, b;
 
   // bfloat16 features need no conversion where the machine multiplies them.
-  static bool in_pairs(DType dtype) {
-    return dtype == DType::kBFloat16 && tile_kernels<T>().multiply_pairs != nullptr;
-  }
+  static bool in_pairs(DType dtype) { return dtype == DType::kBFloat16 && tile_kernels<T>().multiply_pairs != nullptr; }
 
   void layout(Arena& arena, DType dtype, int64_t positions_a, int64_t positions_b, int64_t channels, bool normalize,
               int64_t slots) {

@@ -22,6 +22,14 @@ inline int64_t rows_of_tile(int64_t rows, int64_t slots) {
   return round_up(ceil_div(rows, tiles), kRowBlock);
 }
 
+// Calls body(first, rows) over the tiles of slot `index`: a run of rows as long as every other slot's.
+template <class Body>
+void for_each_tile_of_slot(int64_t rows, int64_t index, int64_t slots, Body&& body) {
+  const int64_t share = round_up(ceil_div(rows, slots), kRowBlock), end = std::min(rows, (index + 1) * share);
+  const int64_t tile_rows = rows_of_tile(share, 1);
+  for (int64_t first = index * share; first < end; first += tile_rows) body(first, std::min(tile_rows, end - first));
+}
+
 // value log2(e), finite wherever the value is: beta, and a log-sum-exp.
 template <class T>
 T to_base_2(T value) {

@@ -25,7 +25,8 @@ class TransferBackward {
     capacity_ = round_up(positions_b, kernels_.width);
     rows_.layout(arena, p.height_a, p.width_a);
     targets_.layout(arena, p.height_b, p.width_b, capacity_);
-    features_.layout(arena, positions_a, positions_b, p.channels, {p.fa.dtype, true, want_a, want_b, p.normalize}, slots);
+    features_.layout(arena, positions_a, positions_b, p.channels, {p.fa.dtype, true, want_a, want_b, p.normalize},
+                     slots);
     values_.layout(arena, positions_b, p.value_channels, false, false, true, slots);
     grad_out_.layout(arena, positions_a, p.value_channels, false, true, false, slots);
     part_stride_ = channel_panels_size<T>(positions_b, p.value_channels);
@@ -45,15 +46,13 @@ class TransferBackward {
       features_.pack(p_, image, rows_, targets_.foreground, runtime);
       pack_features(p_.values, image, p_.width_b, targets_.foreground, values_, runtime);
       pack_features(p_.grad_out, image, p_.width_a, rows_, grad_out_, runtime);
-      const int64_t tile_rows = rows_of_tile(rows_.count, slots);
       parallel_slots(runtime, slots, [&](int64_t index) {
         const Slot slot = sums_.slot(index);
         slot.clear(capacity_);
         features_.begin_slot(index);
         if (want_values_) std::fill_n(grad_values_ + index * part_stride_, part_stride_, T(0));
-        for (int64_t first = index * tile_rows; first < rows_.count; first += slots * tile_rows) {
-          run_rows(slot, index, image, first, std::min(tile_rows, rows_.count - first));
-        }
+        for_each_tile_of_slot(rows_.count, index, slots,
+                              [&](int64_t first, int64_t rows) { run_rows(slot, index, image, first, rows); });
       });
     }
     features_.write(p_.grad_fa, p_.grad_fb, image, rows_, targets_.foreground, slots, runtime);

@@ -11,7 +11,9 @@ const SampleKernels<float>& sample_kernels<float>() {
 }
 template <>
 const SampleKernels<double>& sample_kernels<double>() {
-  return chosen_isa() >= kAvx512 ? kSampleAvx512Double : chosen_isa() == kAvx2 ? kSampleAvx2Double : kSampleScalarDouble;
+  return chosen_isa() >= kAvx512 ? kSampleAvx512Double
+         : chosen_isa() == kAvx2 ? kSampleAvx2Double
+                                 : kSampleScalarDouble;
 }
 #else
 template <>

@@ -29,7 +29,8 @@ Isa choose() {
   for (int isa = kScalar; isa <= kAvx512Bf16; ++isa) {
     if (std::strcmp(wanted, names[isa]) == 0) return isa < best ? static_cast<Isa>(isa) : best;
   }
-  std::fprintf(stderr, "cosegflow: COSEGFLOW_CPU_ISA=%s is not one of scalar, avx2, avx512, avx512_bf16 and is ignored\n",
+  std::fprintf(stderr,
+               "cosegflow: COSEGFLOW_CPU_ISA=%s is not one of scalar, avx2, avx512, avx512_bf16 and is ignored\n",
                wanted);
   return best;
 }
@@ -45,7 +46,10 @@ Isa chosen_isa() {
 template <>
 const TileKernels<float>& tile_kernels<float>() {
   const Isa isa = chosen_isa();
-  return isa == kAvx512Bf16 ? kAvx512Bf16Float : isa == kAvx512 ? kAvx512Float : isa == kAvx2 ? kAvx2Float : kScalarFloat;
+  return isa == kAvx512Bf16 ? kAvx512Bf16Float
+         : isa == kAvx512   ? kAvx512Float
+         : isa == kAvx2     ? kAvx2Float
+                            : kScalarFloat;
 }
 template <>
 const TileKernels<double>& tile_kernels<double>() {

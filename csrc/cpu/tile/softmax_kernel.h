@@ -197,8 +197,19 @@ void window_gradient(const WindowTile<T>& t);
 
 template <class T>
 constexpr TileKernels<T> kTable = {
-    kWidth<T>,        multiply<T>,        multiply_transposed<T>, nullptr, softmax<T>, softmax_gradient<T>, softmax_columns<T>,
-    both_gradient<T>, softmax_weights<T>, transfer_gradient<T>,   peaks<T>,   window<T>,           window_gradient<T>,
+    kWidth<T>,
+    multiply<T>,
+    multiply_transposed<T>,
+    nullptr,
+    softmax<T>,
+    softmax_gradient<T>,
+    softmax_columns<T>,
+    both_gradient<T>,
+    softmax_weights<T>,
+    transfer_gradient<T>,
+    peaks<T>,
+    window<T>,
+    window_gradient<T>,
 };
 
 }  // namespace CSF_ISA

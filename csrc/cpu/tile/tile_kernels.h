@@ -145,8 +145,8 @@ struct TileKernels {
   // out (rows x columns) += a^T b with a (inner x rows), b (inner x columns).
   void (*multiply_transposed)(int64_t rows, int64_t inner, int64_t columns, Panels<const T> a, Panels<const T> b,
                               Panels<T> out);
-  // The same with a and b of bfloat16 pairs: each element is two neighbours of the summed index, in 32 bits. Each result
-  // is multiplied by its row's and its column's factor. Null where the machine has no such instruction.
+  // The same with a and b of bfloat16 pairs: each element is two neighbours of the summed index, in 32 bits. Each
+  // result is multiplied by its row's and its column's factor. Null where the machine has no such instruction.
   void (*multiply_pairs)(int64_t rows, int64_t inner, int64_t columns, Panels<const T> a, Panels<const T> b,
                          const T* row_factor, const T* column_factor, Panels<T> out);
   void (*softmax)(const SoftmaxTile<T>&);
