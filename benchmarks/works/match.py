@@ -81,7 +81,8 @@ MATCH = Work(
             *squares((1024, 15), batch=8),
             *MASKED,
             *with_dtypes(squares((256, 32)), *HALF),
-            *squares((16, 128)),
+            *with_dtypes(squares((768, 60)), "bfloat16"),
+            *squares((16, 128), (64, 256)),  # one volume of the last has 17 GB
         ),
         "gpu": GPU,
         "sweep": SWEEP,
