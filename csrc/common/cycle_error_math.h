@@ -15,6 +15,17 @@ struct CyclePixel {
   bool valid;
 };
 
+// The length of (x, y) without overflow or underflow of the squares.
+template <class A>
+CSF_HD A vector_length(A x, A y) {
+#if !defined(__CUDA_ARCH__)
+  if constexpr (sizeof(A) == sizeof(float)) {
+    return static_cast<A>(std::sqrt(static_cast<double>(x) * x + static_cast<double>(y) * y));
+  }
+#endif
+  return std::hypot(x, y);
+}
+
 // Reads flow_ab at (row, column) of image b and samples flow_ba there. Border padding: on the last column and row the
 // tap beyond has weight 0, and a value of 0 there (zero padding) would enter the derivative by the position.
 template <class T>
@@ -36,7 +47,7 @@ CSF_HD CyclePixel<accumulate_t<T>> cycle_pixel(const CycleErrorParams& p, int64_
   if (!pixel.valid) return pixel;
   pixel.x = ab_x + back_x;
   pixel.y = ab_y + back_y;
-  pixel.length = std::hypot(pixel.x, pixel.y);  // no overflow or underflow of the squares
+  pixel.length = vector_length(pixel.x, pixel.y);
   return pixel;
 }
 

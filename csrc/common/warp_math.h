@@ -20,6 +20,17 @@ struct WarpPoint {
   bool finite, valid, nearest;
 };
 
+// The largest int of at most x, which fits. On baseline x86-64 std::floor is a call, and the rest of the point is not.
+template <class A>
+CSF_HD int whole_below(A x) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<int>(std::floor(x));
+#else
+  const int whole = static_cast<int>(x);
+  return whole - (static_cast<A>(whole) > x);
+#endif
+}
+
 // The point p + flow(p). A non-finite flow counts as outside. Far outside, nothing depends on the distance, so the
 // coordinate is clamped to a few pixels around the image: the conversion to int stays defined for a flow of 1e30.
 template <class A>
@@ -45,11 +56,10 @@ CSF_HD WarpPoint<A> warp_point(A flow_x, A flow_y, int64_t column, int64_t row, 
     py = std::nearbyint(py);
     point.dx = point.dy = A(0);
   }
-  const A floor_x = std::floor(px), floor_y = std::floor(py);
-  point.x0 = static_cast<int>(floor_x);
-  point.y0 = static_cast<int>(floor_y);
-  point.wx = px - floor_x;
-  point.wy = py - floor_y;
+  point.x0 = whole_below(px);
+  point.y0 = whole_below(py);
+  point.wx = px - static_cast<A>(point.x0);
+  point.wy = py - static_cast<A>(point.y0);
   return point;
 }
 
