@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -133,6 +134,7 @@ class JointModel(nn.Module):
         """
         super().__init__()
         self.config = config = config or ModelConfig()
+        self.own_backbone = backbone is not None
         source: Any = make_backbone(config.backbone, config.weights) if backbone is None else as_backbone(backbone)
         self.backbone = source
         self.tail: nn.Module = source.make_tail()
@@ -148,6 +150,34 @@ class JointModel(nn.Module):
             self.matcher = DenseMatcher(config.beta, config.kernel_sigma)
         else:
             self.matcher = ParametricMatcher(config.beta)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes config.json and model.safetensors into `folder`; the frozen backbone is not stored.
+
+        Raises:
+            OutputError: the folder cannot be made or written.
+        """
+        from cosegflow.joint.checkpoint import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Path | str, backbone: nn.Module | None = None, weights: str | None = None
+    ) -> "JointModel":
+        """The model of `save_pretrained`, of a run of ``cosegflow fit`` or of the demo, in evaluation mode.
+
+        Args:
+            path: see `cosegflow.joint.checkpoint.load_checkpoint`.
+            backbone: the one it was trained with, where that was not one of `make_backbone`.
+            weights: the local file of the backbone's weights, where it has moved.
+
+        Raises:
+            CheckpointError: no such file, or a checkpoint that does not fit; one line.
+        """
+        from cosegflow.joint.checkpoint import load_checkpoint
+
+        return load_checkpoint(path, "path", backbone, weights)
 
     def pyramid(self, image: Tensor) -> Pyramid:
         """Features at strides 4, 8 (frozen) and 16 (adapted) of (B, 3, H, W) in [0, 1]."""
