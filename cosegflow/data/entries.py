@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from cosegflow.data.annotations import fit_mask, outline_mask, read_flo, read_mask
 from cosegflow.data.errors import DatasetError
 from cosegflow.data.pair import Pair
-from cosegflow.data.photographs import PhotographError, read_photograph
+from cosegflow.data.photographs import read_photograph
 
 Points = npt.NDArray[np.float64]
 
@@ -114,10 +114,10 @@ class FilePairs(PairDataset):
         complete: Callable[[PairEntry], PairEntry] | None = None,
     ) -> None:
         """Args:
-            name, root: of the data set.
-            entries: the pairs.
-            both_directions: append each pair with a and b exchanged.
-            complete: reads an entry's own annotation file when the pair is asked for.
+        name, root: of the data set.
+        entries: the pairs.
+        both_directions: append each pair with a and b exchanged.
+        complete: reads an entry's own annotation file when the pair is asked for.
         """
         times = 2 if both_directions else 1
         super().__init__(name, root, [entry.category for entry in entries] * times)
@@ -155,7 +155,7 @@ def load_pair(entry: PairEntry, dataset: str) -> Pair:
     Raises:
         DatasetError: one of them is missing or damaged, or does not fit the photograph.
     """
-    image_a, image_b = _image(entry.image_a, dataset), _image(entry.image_b, dataset)
+    image_a, image_b = read_photograph(entry.image_a, dataset), read_photograph(entry.image_b, dataset)
     mask_a = _mask(entry.mask_a, entry.outline_a, image_a, entry.image_a, dataset)
     mask_b = _mask(entry.mask_b, entry.outline_b, image_b, entry.image_b, dataset)
     flow, valid = None, None
@@ -179,13 +179,6 @@ def load_pair(entry: PairEntry, dataset: str) -> Pair:
     return Pair(
         image_a, image_b, entry.category, mask_a, mask_b, flow, valid, points_a, points_b, box_a, box_b, entry.name
     )
-
-
-def _image(path: Path, dataset: str) -> Tensor:
-    try:
-        return read_photograph(path, dataset)
-    except PhotographError as error:
-        raise DatasetError(str(error)) from None
 
 
 def _mask(path: Path | None, outline: Points | None, image: Tensor, photograph: Path, dataset: str) -> Tensor | None:

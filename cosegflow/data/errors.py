@@ -2,4 +2,4 @@
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be used; the message is one line that names the data set, the file and what is needed."""
+    """Data that cannot be used; the message is one line that names the data set, the file and what is needed."""

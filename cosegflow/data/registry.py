@@ -6,6 +6,7 @@ from typing import Protocol, cast
 
 from cosegflow.data.entries import PairDataset
 from cosegflow.data.errors import DatasetError
+from cosegflow.data.stamps import ANYWHERE
 from cosegflow.data.training import TrainingSource
 from cosegflow.dataset_names import ALIASES, DATASETS
 
@@ -64,7 +65,7 @@ def loader_of(name: str) -> Loader:
 
 def _folder(name: str, root: str | Path | None) -> Path:
     if name == "stamps" and (root is None or str(root) == "none"):
-        return Path(root or "")
+        return ANYWHERE if root is None else Path(root)
     if root is None or not Path(root).is_dir():
         raise DatasetError(f"{name}: root: need an existing folder, got {str(root) if root is not None else None!r}")
     return Path(root)

@@ -1,8 +1,11 @@
 """Training samples: photographs of one category, chosen and augmented as a pure function of (seed, number)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -48,7 +51,8 @@ class TrainingSamples(Dataset[TrainingSample]):
     """Samples of a source; sample `number`, any integer from 0 on, depends on (seed, number) only.
 
     So any order, any worker, any rank and any point of resumption gives the same samples. Numbers from
-    k `epoch_length` to (k + 1) `epoch_length` - 1 are pass k: each photograph is `image_a` once, in an order of its own.
+    k `epoch_length` to (k + 1) `epoch_length` - 1 are pass k: each photograph is `image_a` once, in an order
+    of its own.
     There is no upper end: give a DataLoader a sampler (of numbers) that ends.
     """
 
@@ -91,9 +95,18 @@ class TrainingSamples(Dataset[TrainingSample]):
     def __getitem__(self, number: int) -> TrainingSample:
         if number < 0:
             raise IndexError(f"sample {number}: need 0 or more")
-        return self.source.draw(
-            self.seed, int(number), size=self.size, triplets=self.triplets, augment=self.augment
-        )
+        return self.source.draw(self.seed, int(number), size=self.size, triplets=self.triplets, augment=self.augment)
+
+
+def place_in_pass(seed: int, number: int, length: int) -> int:
+    """Which of `length` things sample `number` shows: each once in a pass, in an order drawn from (seed, pass)."""
+    passes, place = divmod(number, length)
+    return int(_order(seed, passes, length)[place])
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, passes: int, length: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng((seed, passes, 1)).permutation(length)
 
 
 def collate_training(samples: Sequence[TrainingSample]) -> TrainingSample:
