@@ -14,11 +14,12 @@ from cosegflow.metrics.keypoints import (
 )
 from cosegflow.metrics.label_transfer import LabelTransfer, localisation_error
 from cosegflow.metrics.masks import MaskIoU, PrecisionJaccard
-from cosegflow.metrics.means import Means
+from cosegflow.metrics.means import CategoryMeans, Means
 
 __all__ = [
     "PCK",
     "THRESHOLDS",
+    "CategoryMeans",
     "EndPointError",
     "FlowAccuracy",
     "KeypointPCK",

@@ -99,4 +99,4 @@ class FlowAccuracy(MeanOfItems):
 
     def compute(self) -> Means:
         """One value per alpha."""
-        return self._means()
+        return self.means()

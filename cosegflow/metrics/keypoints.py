@@ -140,7 +140,7 @@ class KeypointPCK(MeanOfItems):
 
     def compute(self) -> PCKMeans:
         """Per image and per point, overall and per category."""
-        means = self._means()
+        means = self.means()
         return PCKMeans(
             means.overall,
             self.correct.sum(0).double() / self.points.sum(),

@@ -90,4 +90,4 @@ class LabelTransfer(MeanOfItems):
 
     def compute(self) -> Means:
         """The three values are LT-ACC, IoU and LOC-ERR."""
-        return self._means()
+        return self.means()

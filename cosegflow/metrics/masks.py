@@ -63,4 +63,4 @@ class PrecisionJaccard(MeanOfItems):
 
     def compute(self) -> Means:
         """The two values are P and J."""
-        return self._means()
+        return self.means()

@@ -58,8 +58,21 @@ class MeanOfItems(Metric):
         self.total.index_add_(0, groups, torch.where(known, values.double(), 0.0))
         self.count.index_add_(0, groups, known.long())
 
-    def _means(self) -> Means:
+    def means(self) -> Means:
+        """The means of what this process has added; `compute` adds up over processes first."""
         return Means(self.total.sum(0) / self.count.sum(0), self.total / self.count, self.count.clone())
+
+
+class CategoryMeans(MeanOfItems):
+    """Means of values that are computed elsewhere, one row per item."""
+
+    def update(self, values: Tensor, category: str | Sequence[str] | None = None) -> None:
+        """values (B, V), NaN where there is none; category: one for all or one per item."""
+        self._add(values, self._groups(category, len(values), values.device))
+
+    def compute(self) -> Means:
+        """V values."""
+        return self.means()
 
 
 class MeanOverPairs(MeanOfItems):
@@ -67,4 +80,4 @@ class MeanOverPairs(MeanOfItems):
 
     def compute(self) -> Tensor:
         """(V,) float64."""
-        return self._means().overall
+        return self.means().overall
