@@ -26,6 +26,11 @@ def is_here(root: Path) -> bool:
     return any(first_source(path).startswith(f"{PHOTOGRAPHS}/") for path in list_pairs_csv(root))
 
 
+def splits_here(root: Path) -> tuple[str, ...]:
+    """The splits whose pairs are there."""
+    return ("test",) if list_pairs_csv(root) else ()
+
+
 def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool) -> FilePairs:
     """The pairs of the list, with masks.
 

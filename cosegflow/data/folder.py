@@ -28,6 +28,11 @@ def is_here(root: Path) -> bool:
     return any(list_photographs(folder) for folder in list_folders(root))
 
 
+def splits_here(root: Path) -> tuple[str, ...]:
+    """The splits whose pairs are there."""
+    return SPLITS if is_here(root) else ()
+
+
 def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool) -> FilePairs:
     """Each photograph once as a, with the next one of its category as b; masks where the category has GroundTruth.
 

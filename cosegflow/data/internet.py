@@ -23,6 +23,11 @@ def is_here(root: Path) -> bool:
     return _base(root) is not None
 
 
+def splits_here(root: Path) -> tuple[str, ...]:
+    """The splits whose pairs are there."""
+    return SPLITS if is_here(root) else ()
+
+
 def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool) -> FilePairs:
     """Each photograph once as a, with the next one of its category as b.
 

@@ -39,6 +39,11 @@ def is_here(root: Path) -> bool:
     return any(first_source(path).startswith(f"{PHOTOGRAPHS}/") for path in list_pairs_csv(root))
 
 
+def splits_here(root: Path) -> tuple[str, ...]:
+    """The splits whose pairs are there."""
+    return tuple(split for split in SPLITS if _list(root, split))
+
+
 def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool) -> FilePairs:
     """The pairs of a list. Boxes, and key points where the list has none, come from the .mat files, where they are.
 

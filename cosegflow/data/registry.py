@@ -36,6 +36,10 @@ class Loader(Protocol):
         """Whether the folder looks like this data set; reads next to nothing."""
         ...
 
+    def splits_here(self, root: Path) -> tuple[str, ...]:
+        """The splits whose pairs are there."""
+        ...
+
     def open_pairs(self, root: Path, pairs: Path | None, split: str, both_directions: bool) -> PairDataset:
         """The pairs of a split."""
         ...

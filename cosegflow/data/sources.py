@@ -142,7 +142,11 @@ def _split_by_category(files: dict[str, list[str]]) -> set[str]:
 
 def has_stamps(folder: Path) -> bool:
     """Whether `load_library` finds stamps there."""
-    return (folder / "stamps" / "index.json").is_file() or _debian_stamps(folder) is not None
+    if (folder / "stamps" / "index.json").is_file():
+        return True
+    debian = _debian_stamps(folder)
+    # Debian sorts animals into folders; a folder of photographs by category may well have one of that name.
+    return debian is not None and any(path.is_dir() for path in (debian / "animals").iterdir())
 
 
 def stamp_files(folder: Path) -> dict[str, list[Path]]:

@@ -22,8 +22,14 @@ CONTAINER = "SPair-71k"
 
 
 def is_here(root: Path) -> bool:
-    """Whether the annotations of pairs are there."""
-    return (_base(root) / "PairAnnotation").is_dir()
+    """Whether the annotations of pairs, or their lists, are there."""
+    return any((_base(root) / name).is_dir() for name in ("PairAnnotation", "Layout"))
+
+
+def splits_here(root: Path) -> tuple[str, ...]:
+    """The splits whose pairs are there."""
+    base = _base(root)
+    return tuple(split for split in SPLITS if _list(base, split) or _annotated(base, split))
 
 
 def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool) -> FilePairs:

@@ -78,6 +78,11 @@ def is_here(root: Path) -> bool:
     return has_stamps(root)
 
 
+def splits_here(root: Path) -> tuple[str, ...]:
+    """The splits whose pairs are there."""
+    return SPLITS if is_here(root) or root == ANYWHERE else ()
+
+
 def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool) -> StampPairs:
     """200 pairs of the held-out stamps ("test") or of the others ("train").
 

@@ -28,6 +28,11 @@ def is_here(root: Path) -> bool:
     return bool(_list(root)) or any(_pair_folders(_base(root), group) for group in GROUPS)
 
 
+def splits_here(root: Path) -> tuple[str, ...]:
+    """The splits whose pairs are there."""
+    return SPLITS if is_here(root) else ()
+
+
 def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool) -> FilePairs:
     """Every pair in both directions, whatever `both_directions` says; categories are FG3DCar, JODS and PASCAL.
 

@@ -24,6 +24,11 @@ def is_here(root: Path) -> bool:
     return any(_folders(root, split) is not None for split in SPLITS)
 
 
+def splits_here(root: Path) -> tuple[str, ...]:
+    """The splits whose pairs are there."""
+    return tuple(split for split in SPLITS if _folders(root, split))
+
+
 def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool) -> FilePairs:
     """Each photograph of the split once as a, with the next one as b. Without splits all are the test split.
 
