@@ -44,8 +44,7 @@ class ModelConfig:
     target_threshold: float = 0.05
     """Positions with a mask of at least this may be matched."""
     image_size: int = 240
-    """Photographs are resized to about image_size ** 2 pixels, both sides multiples of 16; for the decoder 'paper' to
-    image_size x image_size."""
+    """Photographs get about image_size ** 2 pixels, sides multiples of 16; with decoder "paper" exactly a square."""
     weights: str | None = None
     """A local file (DINOv2: or folder) of the backbone's weights; none: from pip, or from a hub."""
     matcher: Literal["dense", "parametric"] = "dense"
