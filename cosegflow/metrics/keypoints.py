@@ -48,6 +48,7 @@ def rescale_keypoints(points: Tensor, size: Sequence[int], side: int = SCNET_SID
 
     SCNet's protocol (Han et al., ICCV 2017), as in weakalign; no half pixel is added, and none matters to distances.
     """
+    points = points if points.is_floating_point() else points.float()
     return points * points.new_tensor((side / size[1], side / size[0]))
 
 
