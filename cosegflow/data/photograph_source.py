@@ -1,6 +1,7 @@
 """Training samples from photographs by class label."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from cosegflow.data.training import TrainingSample, place_in_pass
 REDUCED = 1.5
 """Photographs are kept with a shorter side of this times S; a crop has three quarters of it on average."""
 
+ATTEMPTS = 16
+
 
 class PhotographSource:
     """Photographs by category. Pass k shows each once as a, in an order drawn from (seed, k)."""
@@ -24,6 +27,8 @@ class PhotographSource:
         self.name = name
         self.categories = {category: tuple(dict.fromkeys(paths)) for category, paths in categories.items()}
         self._all = [(category, path) for category, paths in self.categories.items() for path in paths]
+        counts = [len(paths) for paths in self.categories.values()]
+        self._starts = dict(zip(self.categories, accumulate(counts, initial=0), strict=False))
         self._cache = PhotographCache()
 
     @property
@@ -42,20 +47,31 @@ class PhotographSource:
 
     def choose(self, seed: int, number: int, triplets: bool) -> tuple[str, list[Path], Path]:
         """The category, two or three different photographs of it, and the photograph to paste on."""
-        category, first = self._all[place_in_pass(seed, number, self.epoch_length)]
+        place = place_in_pass(seed, number, self.epoch_length)
+        category = self._all[place][0]
+        paths = self.categories[category]
         rng = np.random.default_rng((seed, number, 2))
-        peers = [path for path in self.categories[category] if path != first]
-        picks = rng.permutation(len(peers))[: 2 if triplets else 1]
-        chosen = [first, *(peers[int(i)] for i in picks)]
-        elsewhere = len(self._all) - len(self.categories[category])
-        if elsewhere:
-            others = [path for other, path in self._all if other != category and path not in chosen]
-        else:
-            others = [path for path in peers if path not in chosen]
-        if not others:
+        own = place - self._starts[category]
+        # Numbers of the others, counted without the own one: no list of thousands of paths for each sample.
+        rest = rng.permutation(len(paths) - 1)
+        places = [own, *(int(i) + (int(i) >= own) for i in rest[: 2 if triplets else 1])]
+        chosen = [paths[i] for i in places]
+        return category, chosen, self._elsewhere(rng, category, chosen)
+
+    def _elsewhere(self, rng: np.random.Generator, category: str, chosen: list[Path]) -> Path:
+        """A photograph of another category; else another one of this category; else one of scikit-image's."""
+        start, count = self._starts[category], len(self.categories[category])
+        others = self.epoch_length - count
+        for _ in range(ATTEMPTS if others else 0):
+            i = int(rng.integers(others))
+            path = self._all[i if i < start else i + count][1]
+            if path not in chosen:  # a photograph may be in two categories
+                return path
+        rest = [path for path in self.categories[category] if path not in chosen]
+        if not rest:
             folder = cutouts.photograph_folder()
-            others = [folder / name for name, _ in cutouts.BACKGROUNDS]
-        return category, chosen, others[int(rng.integers(len(others)))]
+            rest = [folder / name for name, _ in cutouts.BACKGROUNDS]
+        return rest[int(rng.integers(len(rest)))]
 
     def draw(self, seed: int, number: int, *, size: int, triplets: bool, augment: bool) -> TrainingSample:
         """Sample `number`: a pure function of the arguments.
