@@ -6,12 +6,15 @@ from torch import Tensor, nn
 
 
 def bilinear_(layer: nn.ConvTranspose2d) -> None:
-    """Sets a transposed convolution (k3, s2) to bilinear upsampling of channel i to channel i, and its bias to 0."""
+    """Sets a transposed convolution (k3, s2) to bilinear upsampling of a random projection of channels, without bias.
+
+    Each output channel upsamples a mix of all input channels with weights from N(0, 1 / inputs). Upsampling channel i
+    to channel i alone, where there are fewer outputs than inputs, would leave out the correlation at the start.
+    """
     tap = torch.tensor((0.5, 1.0, 0.5))
+    mix = torch.randn(layer.weight.shape[:2]) / layer.weight.shape[0] ** 0.5
     with torch.no_grad():
-        layer.weight.zero_()
-        for i in range(min(layer.weight.shape[:2])):
-            layer.weight[i, i] = tap[:, None] * tap
+        layer.weight.copy_(mix[..., None, None] * (tap[:, None] * tap))
         assert layer.bias is not None
         layer.bias.zero_()
 
