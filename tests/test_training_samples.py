@@ -137,6 +137,9 @@ def test_bad_arguments_and_damaged_photographs(tmp_path: Path):
     with pytest.raises(DatasetError, match=r"folder: .*/a/\d.png: not an image") as caught:
         samples[0]
     assert "\n" not in str(caught.value)
+    with pytest.raises(DatasetError) as from_worker:
+        list(DataLoader(samples, batch_size=1, sampler=[0], num_workers=1, collate_fn=collate_training))
+    assert str(from_worker.value) == str(caught.value)
 
 
 def test_crops_have_a_corner_in_the_first_and_one_in_the_last_quarter():

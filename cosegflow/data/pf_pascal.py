@@ -19,12 +19,12 @@ NAME = "pf-pascal"
 SPLITS: tuple[str, ...] = ("test", "val", "train")
 FULL_SIZE = {"test": 299, "val": 308}
 LISTS = {
-    "test": ("test.csv", "test_pairs.csv"),
-    "val": ("eval.csv", "val.csv", "val_pairs.csv"),
-    "train": ("train.csv", "trn_pairs.csv", "train_pairs.csv"),
+    "test": ("test.csv", "test_pairs.csv", "test_pairs_pf_pascal.csv"),
+    "val": ("eval.csv", "val.csv", "val_pairs.csv", "val_pairs_pf_pascal.csv"),
+    "train": ("train.csv", "trn_pairs.csv", "train_pairs.csv", "trn_pairs_pf_pascal.csv"),
 }
-LIST_FOLDERS = ("", "image_pairs")
 PHOTOGRAPHS = "PF-dataset-PASCAL"
+LIST_FOLDERS = ("", "image_pairs", PHOTOGRAPHS)
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -52,7 +52,7 @@ def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool
     """
     path = pairs or _list(root, split)
     if path is None:
-        raise DatasetError(f"{NAME}: {root}: need {' or '.join(LISTS[split])} there, or the list's name (pairs)")
+        raise DatasetError(f"{NAME}: {root}: need {' or '.join(LISTS[split][:2])} there, or the list's name (pairs)")
     entries = [_entry(root, row) for row in read_pairs_csv(path, NAME)]
     return FilePairs(NAME, root, entries, both_directions=both_directions, complete=_with_annotations(root))
 
