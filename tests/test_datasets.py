@@ -440,6 +440,8 @@ def test_stamps(tmp_path: Path):
     assert all(dataset.categories[i] == dataset[i].category for i in (0, 3, 7))
     with pytest.raises(DatasetError, match="no stamps there"):
         open_dataset("stamps", tmp_path)
+    with pytest.raises(DatasetError, match=r"pairs: this data set has no list of pairs, got x.csv"):
+        open_dataset("stamps", "none", pairs="x.csv")
     with pytest.raises(DatasetError, match="in one direction only"):
         open_dataset("stamps", "none", both_directions=True)
 

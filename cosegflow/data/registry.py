@@ -21,6 +21,7 @@ MODULES = {
     "folder": "folder",
     "stamps": "stamps",
 }
+WITHOUT_LIST = ("internet", "weizmann-horse", "folder", "stamps")
 SPLIT_NAMES = {"trn": "train", "training": "train", "eval": "val", "validation": "val", "tst": "test"}
 
 
@@ -85,6 +86,8 @@ def _split(name: str, split: str, known: tuple[str, ...]) -> str:
 def _pairs_file(name: str, root: Path, pairs: str | Path | None) -> Path | None:
     if pairs is None:
         return None
+    if name in WITHOUT_LIST:
+        raise DatasetError(f"{name}: pairs: this data set has no list of pairs, got {pairs}")
     for path in (Path(pairs), root / pairs):
         if path.is_file():
             return path
