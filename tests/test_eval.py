@@ -14,7 +14,7 @@ pytest.importorskip("lightning", reason="the joint extra is not installed")
 from conftest import DATA
 from PIL import Image
 
-from cosegflow import eval_command
+from cosegflow import cli, eval_command
 from cosegflow.data.errors import DatasetError
 from cosegflow.data.pair import Pair
 from cosegflow.evaluate import EvaluationError, evaluate_pairs, make_evaluator
@@ -292,6 +292,13 @@ def test_options_that_do_not_fit(tmp_path: Path, willow: Path, checkpoint: Path)
     for option in (["--alphas", "0.1,0"], ["--alphas", "0.1,0.1"], ["--limit", "0"], ["--threshold", "side"]):
         with pytest.raises(SystemExit):
             run("--dataset", "pf-willow", "--root", willow, "--zero-shot", *option)
+
+
+def test_the_command_says_it_on_one_line(willow: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["eval", "--dataset", "pf-willow", "--root", str(willow), "--zero-shot", "--json", "nowhere/x.json"]
+    assert cli.main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("cosegflow: error: --json: nowhere/x.json: ")
 
 
 def test_a_failure_leaves_the_old_json(tmp_path: Path, willow: Path):

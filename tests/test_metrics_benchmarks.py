@@ -85,6 +85,7 @@ def test_transfer_of_keypoints():
     flow = torch.stack((torch.arange(5.0).expand(4, 5) / 2, torch.ones(4, 5)))[None]
     found = transfer_keypoints(flow, points((1.5, 2), (-2, 1), (7, 9), (NAN, 0)))
     torch.testing.assert_close(found, points((2.25, 3), (-2, 2), (9, 10), (NAN, NAN)), equal_nan=True)
+    assert transfer_keypoints(flow, torch.zeros(1, 0, 2)).shape == (1, 0, 2)
 
 
 def test_flow_accuracy_scales_with_the_other_image():

@@ -27,6 +27,8 @@ def transfer_keypoints(flow: Tensor, points: Tensor) -> Tensor:
         (B, K, 2) float32 (float64 for a float64 flow), pixels of b.
     """
     batch, count = points.shape[:2]
+    if count == 0:
+        return points.to(flow.dtype)
     known = points.isfinite().all(2, keepdim=True)
     here = torch.where(known, points, 0.0).to(flow.dtype)
     grid = torch.stack((torch.arange(count, device=flow.device), torch.zeros(count, device=flow.device)), 1)
