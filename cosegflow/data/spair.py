@@ -5,7 +5,9 @@ Layout: ``[SPair-71k/]JPEGImages/<category>/*.jpg``, ``PairAnnotation/{trn,val,t
 files themselves are the list. Where a photograph has another size than its annotation says, the coordinates are scaled.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,9 @@ def open_pairs(root: Path, pairs: Path | None, split: str, both_directions: bool
     """
     base = _base(root)
     lines, source = _lines(base, pairs, split)
-    entries = [_entry(base, split, line, f"{source}: line {number}") for number, line in lines]
+    annotations = base / "PairAnnotation" / ON_DISK[split]
+    image = cache(lambda category, stem: base / "JPEGImages" / category / f"{stem}.jpg")  # few images, many pairs
+    entries = [_entry(line, image, annotations, f"{source}: line {number}") for number, line in lines]
     if not entries:
         raise DatasetError(f"{NAME}: {source}: has no pairs")
     return FilePairs(NAME, root, entries, both_directions=both_directions, complete=_complete)
@@ -88,14 +92,18 @@ def _lines(base: Path, pairs: Path | None, split: str) -> tuple[list[tuple[int, 
     return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()], path
 
 
-def _entry(base: Path, split: str, line: str, where: str) -> PairEntry:
+def _entry(line: str, image: Callable[[str, str], Path], annotations: Path, where: str) -> PairEntry:
     names, _, category = line.partition(":")
     parts = names.split("-")
     if len(parts) != 3 or not all(parts) or not category:
         raise DatasetError(f"{NAME}: {where}: need id-source-target:category, got {line[:60]!r}")
-    folder = base / "JPEGImages" / category
-    annotation = base / "PairAnnotation" / ON_DISK[split] / f"{line}.json"
-    return PairEntry(line, category, folder / f"{parts[1]}.jpg", folder / f"{parts[2]}.jpg", annotations=(annotation,))
+    return PairEntry(
+        line,
+        category,
+        image(category, parts[1]),
+        image(category, parts[2]),
+        annotations=(annotations / f"{line}.json",),
+    )
 
 
 def _complete(entry: PairEntry) -> PairEntry:
