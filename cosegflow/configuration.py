@@ -148,10 +148,10 @@ def _convert(value: Any, kind: Any) -> Any:
     return kind(str(value))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ " (nearest: 'x')" with the most similar of the known words; "" where none is similar."""
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of a message that asks for the most similar of the known words, `prefix` before it; else nothing."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    return f"; did you mean {prefix + found[0]!r}?" if found else ""
 
 
 def build(kind: type[T], given: Mapping[str, Given], prefix: str = "") -> T:
@@ -190,7 +190,7 @@ def flatten(tree: Mapping[Any, Any], kind: type, origin: str, prefix: str = "") 
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            suggestion = nearest(str(key), hints)
+            suggestion = nearest(str(key), hints, prefix)
             elsewhere = [s.name for s in settings(kind, prefix) if s.name.rpartition(".")[2] == key]
             if elsewhere:
                 suggestion = f"; did you mean {elsewhere[0]!r}?"

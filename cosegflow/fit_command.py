@@ -132,6 +132,8 @@ def main(arguments: argparse.Namespace) -> int:
     from cosegflow.joint.fit import fit
 
     result = fit(config, resume)
+    if not result.first:
+        return 0
     score = "" if result.best_score is None else f"; best score {result.best_score:.4f} at step {result.best_step}"
     early = "" if result.step >= result.planned else f" of {result.planned} (stopped early)"
     print(f"{result.step} steps{early}{score}\nmodel: {result.model}")

@@ -88,8 +88,8 @@ class KeepCheckpoints(Checkpoint):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """A resumed run need not write what it has just read."""
         self._written = trainer.global_step
-        # Lightning counts one step too many for its loggers when it resumes between two steps
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        # Saved between two steps, Lightning's total already counts the next one and would validate one step early.
+        trainer.fit_loop.epoch_loop.batch_progress.total.reset_on_restart()
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Writes the state after every so many steps, once all that belongs to the last of them is done."""

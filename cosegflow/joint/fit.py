@@ -14,10 +14,11 @@ import lightning
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from cosegflow._version import __version__
-from cosegflow.configuration import build, differences, flatten, to_plain, to_yaml
+from cosegflow.configuration import ConfigurationError, build, differences, flatten, to_plain, to_yaml
 from cosegflow.joint.callbacks import BEST_NAME, LAST_NAME, KeepCheckpoints, LogPictures, SafetensorsIO, StepBar
 from cosegflow.joint.checkpoint import CheckpointError, load_checkpoint, load_training_state, replaced, save_pretrained
 from cosegflow.joint.config import FitConfig, TrainConfig
@@ -41,6 +42,8 @@ class FitResult:
     best_step: int | None
     model: Path
     """A folder for `JointModel.from_pretrained`."""
+    first: bool = True
+    """Whether this is the process that reports, of several."""
 
 
 def quiet_lightning() -> None:
@@ -112,7 +115,8 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
         backbone: any `Backbone`, instead of the one that the configuration names.
 
     Raises:
-        OutputError, DatasetError, CheckpointError: one line, before any training.
+        ConfigurationError, OutputError, DatasetError, CheckpointError: one line, before any training. DatasetError
+            also for a photograph that cannot be read.
         FitInterrupted: Ctrl-C.
     """
     out = check_output(config.out, "--out")
@@ -122,19 +126,14 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
     data = FitData(config.data, config.train.seed)
     local, machines = world_size(config.train)
     world = local * machines
+    if 0 < config.data.validation < world:
+        raise ConfigurationError(f"data.validation: need 0 or at least one sample for each of {world} processes")
     train = config.train
     if train.epochs is not None:
         train = replace(train, steps=math.ceil(train.epochs * data.epoch_length / (config.data.batch * world)))
     data.steps = train.steps
     lightning.seed_everything(train.seed, verbose=False)
     module = JointModule(config.model, train, backbone)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if int(os.environ.get("RANK", "0")) == 0:
-            with replaced(out / "config.yaml") as temporary:
-                temporary.write_text(to_yaml(config), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"--out: {out}: cannot write ({error.strerror or error})") from None
     extra = {"version": __version__, "configuration": to_plain(config), "own_backbone": module.model.own_backbone}
     keep = KeepCheckpoints(out, train.checkpoint_every, extra)
     callbacks: list[lightning.Callback] = [StepBar(), keep]
@@ -142,32 +141,59 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
         callbacks.append(LogPictures(out / "pictures"))
     if train.patience is not None:
         callbacks.append(EarlyStopping(SCORE, mode="max", patience=train.patience, check_on_train_epoch_end=False))
-    trainer = lightning.Trainer(
-        default_root_dir=out,
-        accelerator=train.accelerator,
-        devices=local,
-        num_nodes=machines,
-        strategy=_strategy(train, world),
-        plugins=[SafetensorsIO()],
-        precision="bf16-mixed" if train.precision == "bf16-mixed" else "32-true",
-        gradient_clip_val=train.gradient_clip or None,
-        max_steps=train.steps,
-        max_epochs=-1,
-        check_val_every_n_epoch=None,
-        val_check_interval=train.validate_every,
-        limit_val_batches=1.0 if config.data.validation else 0,
-        num_sanity_val_steps=0,
-        log_every_n_steps=min(10, train.steps),
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        logger=make_logger(out),
-        callbacks=callbacks,
-    )
+    trainer = _make_trainer(replace(config, train=train), callbacks, local, machines)
+    if trainer.is_global_zero:
+        _start_folder(config)
     _run(trainer, module, data, resume, out)
     best = out / BEST_NAME if keep.best_step is not None and (out / BEST_NAME).is_file() else None
     if trainer.is_global_zero:
         save_pretrained(load_checkpoint(best, "best", backbone) if best else module.model, out / "model")
-    return FitResult(trainer.global_step, train.steps, keep.best_score, keep.best_step, out / "model")
+    step = trainer.global_step
+    return FitResult(step, train.steps, keep.best_score, keep.best_step, out / "model", trainer.is_global_zero)
+
+
+def _make_trainer(
+    config: FitConfig, callbacks: list[lightning.Callback], local: int, machines: int
+) -> lightning.Trainer:
+    train = config.train
+    try:
+        return lightning.Trainer(
+            default_root_dir=config.out,
+            accelerator=train.accelerator,
+            devices=local,
+            num_nodes=machines,
+            strategy=_strategy(train, local * machines),
+            plugins=[SafetensorsIO()],
+            precision="bf16-mixed" if train.precision == "bf16-mixed" else "32-true",
+            gradient_clip_val=train.gradient_clip or None,
+            max_steps=train.steps,
+            max_epochs=-1,
+            check_val_every_n_epoch=None,
+            val_check_interval=train.validate_every,
+            limit_val_batches=1.0 if config.data.validation else 0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=min(10, train.steps),
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            logger=make_logger(config.out),
+            callbacks=callbacks,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigurationError(f"train.accelerator, train.devices, train.strategy: {reason}") from None
+
+
+def _start_folder(config: FitConfig) -> None:
+    """Makes the run's folder and writes its configuration."""
+    out = config.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for stale in out.glob(".unfinished-*.safetensors"):
+            stale.unlink()  # of a run that was killed while it wrote
+        with replaced(out / "config.yaml") as temporary:
+            temporary.write_text(to_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--out: {out}: cannot write ({error.strerror or error})") from None
 
 
 def _run(trainer: lightning.Trainer, module: JointModule, data: FitData, resume: Path | None, out: Path) -> None:

@@ -84,6 +84,7 @@ class JointModule(lightning.LightningModule):
             self.log("loss", total.detach(), prog_bar=True)
             self.log("foreground", share, prog_bar=True)
             self.log_dict({f"loss/{name}": value.detach() for name, value in terms.items()})
+            self.log("step", float(self.global_step + 1))  # the loggers' axis; their own count is off after a resume
         return total
 
     def _total(self, terms: dict[str, Tensor]) -> Tensor:
@@ -225,14 +226,15 @@ class JointModule(lightning.LightningModule):
         if not self._exact:
             loss = self.mean_loss.compute()
             self.mean_loss.reset()
-            self.log_dict({"val/loss": loss, SCORE: -loss})
+            self.log_dict({"val/loss": loss, SCORE: -loss, "step": float(self.global_step)})
             return
         pck, iou = self.pck.compute(), self.iou.compute()
         self.pck.reset()
         self.iou.reset()
         wanted = {"joint": [pck, iou], "match-only": [pck], "coseg-only": [iou]}[self.recipe.task]
         score = torch.stack([value.float() for value in wanted]).mean()
-        self.log_dict({"val/pck@0.1": pck.float(), "val/iou": iou.float(), SCORE: score})
+        step = float(self.global_step)
+        self.log_dict({"val/pck@0.1": pck.float(), "val/iou": iou.float(), SCORE: score, "step": step})
         self.log("score", score, prog_bar=True, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
