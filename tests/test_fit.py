@@ -18,8 +18,7 @@ from cosegflow import cli
 from cosegflow.data.registry import open_training_source
 from cosegflow.data.training import TrainingSamples, collate_training
 from cosegflow.joint import fit as fit_module
-from cosegflow.joint.callbacks import BEST_NAME, LAST_NAME
-from cosegflow.joint.checkpoint import load_checkpoint, load_training_state
+from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, load_training_state
 from cosegflow.joint.config import DataConfig, FitConfig, LossWeights, TrainConfig
 from cosegflow.joint.fit_data import StepBatches
 from cosegflow.joint.model import JointModel, ModelConfig
@@ -187,6 +186,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path, 
     line = one_line(capsys)
     assert "interrupted at step 3" in line and f"cosegflow fit --out {out} --resume" in line
     assert load_training_state(out / LAST_NAME, "last")["global_step"] == 2
+    assert JointModel.from_pretrained(out).config == MODEL, "the last state serves where there is no model yet"
     with pytest.raises(KeyboardInterrupt):  # Lightning switches it off; we switch it on again
         import signal
 

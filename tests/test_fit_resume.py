@@ -15,8 +15,7 @@ pytest.importorskip("lightning", reason="the joint extra is not installed")
 from fit_runs import draw_folder, fit_options
 
 from cosegflow import cli
-from cosegflow.joint.callbacks import LAST_NAME
-from cosegflow.joint.checkpoint import load_checkpoint, load_training_state
+from cosegflow.joint.checkpoint import LAST_NAME, load_checkpoint, load_training_state
 from cosegflow.joint.nested import pack
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

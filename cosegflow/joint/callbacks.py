@@ -10,13 +10,11 @@ from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from cosegflow.joint.checkpoint import load_training_state, save_training_state
+from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_training_state, save_training_state
 from cosegflow.joint.module import SCORE, JointModule
 from cosegflow.joint.pictures import pair_strip
 from cosegflow.joint.predict import predict
 from cosegflow.report import save_picture
-
-LAST_NAME, BEST_NAME = "last.safetensors", "best.safetensors"
 
 
 class StepBar(TQDMProgressBar):

@@ -24,6 +24,7 @@ FORMAT = "cosegflow-joint-1"
 PRETRAINED_FORMAT = "cosegflow-joint-2"
 TRAINING_FORMAT = "cosegflow-training-1"
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+LAST_NAME, BEST_NAME = "last.safetensors", "best.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -129,8 +130,8 @@ def load_checkpoint(
     """The model of a checkpoint, in evaluation mode, on the CPU.
 
     Args:
-        path: a folder of `JointModel.save_pretrained`, or of a run of ``cosegflow fit`` (its ``model`` is taken); a
-            training state (.safetensors) of ``cosegflow fit``; or a model file (.ckpt) of the demo.
+        path: a folder of `JointModel.save_pretrained`; the folder of a run of ``cosegflow fit`` (its ``model``, while
+            it runs its best or last state); a training state (.safetensors); or a model file (.ckpt) of the demo.
         argument: how messages call it.
         backbone: the user's own, for a model that was trained with one.
         weights: the local file of the backbone's weights, instead of the stored `ModelConfig.weights`.
@@ -139,9 +140,9 @@ def load_checkpoint(
         CheckpointError: no such file, not a checkpoint of ours, or one that does not fit this version's model or the
             given backbone.
     """
-    path = Path(path)
-    if path.is_dir() or path.name == WEIGHTS_NAME:
-        config, state, own = _read_folder(path if path.is_dir() else path.parent, argument)
+    path = _resolve(Path(path), argument)
+    if path.is_dir():
+        config, state, own = _read_folder(path, argument)
     elif path.suffix == ".safetensors":
         config, state, own = _read_training(path, argument)
     else:
@@ -163,12 +164,22 @@ def load_checkpoint(
 _Content = tuple[dict[str, Any], dict[str, Tensor], bool]
 
 
+def _resolve(path: Path, argument: str) -> Path:
+    """A folder with config.json, or a file: what `path` names, or what a run's folder has, the finished model first."""
+    if path.name == WEIGHTS_NAME:
+        return path.parent
+    if not path.is_dir() or (path / CONFIG_NAME).is_file():
+        return path
+    if (path / "model" / CONFIG_NAME).is_file():
+        return path / "model"
+    for name in (BEST_NAME, LAST_NAME):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"{argument}: {path}: has no {CONFIG_NAME}, and is no folder of a run of cosegflow fit")
+
+
 def _read_folder(folder: Path, argument: str) -> _Content:
-    if not (folder / CONFIG_NAME).is_file() and (folder / "model" / CONFIG_NAME).is_file():
-        folder = folder / "model"
     path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise CheckpointError(f"{argument}: {folder}: has no {CONFIG_NAME}, neither itself nor in model/")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

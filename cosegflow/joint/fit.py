@@ -19,8 +19,16 @@ from torch import nn
 
 from cosegflow._version import __version__
 from cosegflow.configuration import ConfigurationError, build, differences, flatten, to_plain, to_yaml
-from cosegflow.joint.callbacks import BEST_NAME, LAST_NAME, KeepCheckpoints, LogPictures, SafetensorsIO, StepBar
-from cosegflow.joint.checkpoint import CheckpointError, load_checkpoint, load_training_state, replaced, save_pretrained
+from cosegflow.joint.callbacks import KeepCheckpoints, LogPictures, SafetensorsIO, StepBar
+from cosegflow.joint.checkpoint import (
+    BEST_NAME,
+    LAST_NAME,
+    CheckpointError,
+    load_checkpoint,
+    load_training_state,
+    replaced,
+    save_pretrained,
+)
 from cosegflow.joint.config import FitConfig, TrainConfig
 from cosegflow.joint.fit_data import FitData
 from cosegflow.joint.module import SCORE, JointModule
