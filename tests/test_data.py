@@ -16,15 +16,19 @@ import cosegflow
 from cosegflow.data import (
     ComposedPairs,
     DataNotFoundError,
+    DatasetError,
     Library,
     Pair,
     PhotographError,
     collate_pairs,
     compose_pair,
     load_library,
+    photographs,
     read_photograph,
 )
+from cosegflow.data.annotations import fit_mask, read_mask
 from cosegflow.data.composer import random_warp
+from cosegflow.data.photographs import read_reduced
 from cosegflow.data.sources import Background, Stamp
 
 
@@ -103,6 +107,21 @@ def test_collate():
         collate_pairs([pair, pair._replace(image_a=torch.zeros(3, 4, 4))])
     with pytest.raises(ValueError, match="at least one"):
         collate_pairs([])
+
+
+def test_collate_pads_key_points_with_nan():
+    image = torch.zeros(3, 4, 5)
+    one = Pair(image, image, keypoints_a=torch.ones(1, 2), keypoints_b=torch.ones(1, 2), box_b=torch.ones(4), name="x")
+    three = one._replace(keypoints_a=torch.ones(3, 2), keypoints_b=torch.ones(3, 2), name="y")
+    batch = collate_pairs([one, three])
+    assert batch.keypoints_a is not None and batch.keypoints_b is not None and batch.box_b is not None
+    assert batch.keypoints_a.shape == batch.keypoints_b.shape == (2, 3, 2)
+    assert batch.keypoints_a[0, 1:].isnan().all() and not batch.keypoints_a[1].isnan().any()
+    assert batch.box_b.shape == (2, 4) and batch.box_a is None and batch.name == ("x", "y")
+    none = one._replace(keypoints_a=torch.zeros(0, 2), keypoints_b=torch.zeros(0, 2))
+    empty = collate_pairs([none]).keypoints_a
+    assert empty is not None and empty.shape == (1, 0, 2)
+    assert collate_pairs([one, one._replace(keypoints_b=None)]).keypoints_b is None
 
 
 def check_split(library: Library) -> None:
@@ -193,6 +212,76 @@ def test_exif_orientation_and_transparency(tmp_path: Path):
     assert image.shape == (3, 40, 20) and float(image[0, 0, -1]) == 1.0
     Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert float(read_photograph(tmp_path / "clear.png").min()) == 1.0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_large_photographs_are_decoded_at_a_reduced_size(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch):
+    """20 megapixels, held upright by EXIF."""
+    ramp = np.broadcast_to(np.linspace(0, 255, 5400).astype(np.uint8), (3700, 5400))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(ramp).convert(mode).save(tmp_path / "x.jpg", exif=exif)
+    decoded = []
+    to_rgb = photographs._to_rgb
+    monkeypatch.setattr(photographs, "_to_rgb", lambda picture: decoded.append(picture.size) or to_rgb(picture))
+    pixels = read_reduced(tmp_path / "x.jpg", 360)
+    assert pixels.shape == (525, 360, 3) and pixels.dtype == np.uint8
+    assert decoded == [(925, 1350)]  # libjpeg left out 15 of 16 pixels
+    expected = np.linspace(0, 255, 525)[:, None, None]  # to the right became downwards
+    assert np.abs(pixels - expected).max() < 4
+    if mode == "RGB":
+        image = read_photograph(tmp_path / "x.jpg")
+        assert image.shape == (3, 5400, 3700) and abs(float(image[0, 2700, 100]) - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "P", "L"])
+def test_reduced_photographs_are_as_those_of_full_size(tmp_path: Path, mode: str):
+    ramp = np.tile(np.linspace(0, 255, 90).astype(np.uint8), (60, 1))
+    picture = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp).convert(mode)
+    picture.save(tmp_path / "x.png")
+    whole = read_photograph(tmp_path / "x.png")
+    small = torch.from_numpy(read_reduced(tmp_path / "x.png", 20).copy()).permute(2, 0, 1).float() / 255
+    assert small.shape == (3, 20, 30)
+    torch.testing.assert_close(small, torch.nn.functional.avg_pool2d(whole, 3), atol=0.02, rtol=0)
+    same = read_reduced(tmp_path / "x.png", 60)
+    torch.testing.assert_close(torch.from_numpy(same.copy()).permute(2, 0, 1) / 255, whole, atol=0.003, rtol=0)
+
+
+def test_masks_of_every_kind(tmp_path: Path):
+    truth = np.zeros((20, 30), dtype=bool)
+    truth[5:12, 4:20] = True
+    byte = truth.astype(np.uint8)
+    palette = Image.fromarray(byte, "P")
+    palette.putpalette([255, 255, 255, 255, 0, 0])
+    for name, picture in (
+        ("zero-one", Image.fromarray(byte)),
+        ("zero-255", Image.fromarray(byte * 255)),
+        ("label-13", Image.fromarray(byte * 13)),
+        ("bit", Image.fromarray(truth)),
+        ("deep", Image.fromarray(byte.astype(np.uint16) * 65535)),
+        ("colour", Image.fromarray(np.stack((byte * 255, byte * 0, byte * 0), -1))),
+        ("palette", palette),
+        ("opaque", Image.merge("LA", (Image.fromarray(byte * 255), Image.new("L", (30, 20), 255)))),
+    ):
+        picture.save(tmp_path / f"{name}.png")
+        found = read_mask(tmp_path / f"{name}.png", "x")
+        assert found.dtype == np.bool_ and np.array_equal(found, truth), name
+    Image.fromarray(byte * 255).save(tmp_path / "lossy.jpg", quality=95)
+    assert (read_mask(tmp_path / "lossy.jpg", "x") != truth).sum() < 12
+    Image.new("L", (30, 20)).save(tmp_path / "empty.png")
+    assert not read_mask(tmp_path / "empty.png", "x").any()
+
+
+def test_masks_of_another_size():
+    mask = np.zeros((10, 20), dtype=bool)
+    mask[:, 10:] = True
+    path = Path("m.png")
+    assert fit_mask(mask, (10, 20), path, "x") is mask
+    for size in ((20, 40), (5, 10), (33, 67)):  # 33 x 67 is the nearest that a reduction to 33 rows has
+        fitted = fit_mask(mask, size, path, "x")
+        assert fitted.shape == size and fitted[:, size[1] // 2 + 1 :].all() and not fitted[:, : size[1] // 2].any()
+    with pytest.raises(DatasetError, match=r"x: m.png: the mask has 20 x 10 pixels and the photograph 10 x 20"):
+        fit_mask(mask, (20, 10), path, "x")
 
 
 def test_bad_photographs(tmp_path: Path):

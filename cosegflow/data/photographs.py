@@ -3,15 +3,18 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from cosegflow.data.errors import DatasetError
 
 SMALLEST = 16
 LARGEST_PIXELS = 200_000_000
 
 
-class PhotographError(ValueError):
+class PhotographError(DatasetError):
     """A photograph that cannot be used; the message is one line that names the argument and the file."""
 
 
@@ -25,7 +28,31 @@ def read_photograph(path: str | Path, argument: str = "photograph") -> Tensor:
     Raises:
         PhotographError: no such file, unreadable, not an image, smaller than 16 pixels, or more than 200 megapixels.
     """
-    path = Path(path)
+    values = torch.from_numpy(_read(Path(path), argument, None)).permute(2, 0, 1).contiguous()
+    return values.to(torch.float32).div_(255.0) if values.dtype == torch.uint8 else values
+
+
+def read_reduced(path: str | Path, shorter: int, argument: str = "photograph") -> npt.NDArray[np.uint8]:
+    """Reads a photograph as (h, w, 3) uint8, as `read_photograph` does, its shorter side at most `shorter` pixels.
+
+    A JPEG is decoded at the reduced size, so that one of 20 megapixels needs little memory and time.
+
+    Raises:
+        PhotographError: as `read_photograph`.
+    """
+    values = _read(Path(path), argument, shorter)
+    if values.dtype != np.uint8:
+        values = (values * 255.0 + 0.5).astype(np.uint8)
+    height, width = values.shape[:2]
+    if min(height, width) <= shorter:
+        return values
+    factor = shorter / min(height, width)
+    size = (max(shorter, round(width * factor)), max(shorter, round(height * factor)))
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def _read(path: Path, argument: str, shorter: int | None) -> npt.NDArray:
+    """(H, W, 3), uint8, or float32 in [0, 1] for more than 8 bits; a JPEG perhaps at less than its size."""
     if not path.exists():
         raise PhotographError(f"{argument}: {path}: no such file")
     if path.is_dir():
@@ -41,7 +68,10 @@ def read_photograph(path: str | Path, argument: str = "photograph") -> Tensor:
                     f"{argument}: {path}: {picture.width} x {picture.height} pixels; "
                     f"need at least {SMALLEST} on each side"
                 )
-            values = _to_rgb(ImageOps.exif_transpose(picture))
+            if shorter is not None:
+                # At least twice what is needed; the filter afterwards takes the rest without aliasing.
+                picture.draft(picture.mode, (2 * shorter, 2 * shorter))
+            return _to_rgb(ImageOps.exif_transpose(picture))
     except PhotographError:
         raise
     except UnidentifiedImageError:
@@ -53,11 +83,10 @@ def read_photograph(path: str | Path, argument: str = "photograph") -> Tensor:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PhotographError(f"{argument}: {path}: damaged or unreadable image ({reason})") from None
-    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
 
 
-def _to_rgb(picture: Image.Image) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]."""
+def _to_rgb(picture: Image.Image) -> npt.NDArray:
+    """(H, W, 3) uint8, or float32 in [0, 1] for grey of more than 8 bits."""
     if picture.mode.startswith(("I", "F")):  # 16 or 32 bit grey; Pillow's own conversion to RGB would clip it
         grey = np.asarray(picture, dtype=np.float32)
         if not np.isfinite(grey).all():
@@ -70,4 +99,4 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, rgba)
-    return np.asarray(picture.convert("RGB"), dtype=np.float32) / np.float32(255.0)
+    return np.array(picture.convert("RGB"))

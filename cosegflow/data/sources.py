@@ -5,7 +5,6 @@ is set, the next is not tried); ``../shared/data`` beside the checkout; Debian's
 photographs inside scikit-image's wheel, cut out along the outlines in `cutouts.py`. Nothing is ever downloaded.
 """
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from cosegflow.data import cutouts
+from cosegflow.data.annotations import first_line, read_json
+from cosegflow.data.errors import DatasetError
 
 DEBIAN_STAMPS = Path("/usr/share/tuxpaint/stamps")
 LONGEST_STAMP = 192
@@ -30,7 +31,7 @@ DEBIAN_LIMIT = 200
 Pixels = npt.NDArray[np.uint8]
 
 
-class DataNotFoundError(ValueError):
+class DataNotFoundError(DatasetError):
     """A folder that the user named holds no stamps."""
 
 
@@ -111,9 +112,14 @@ def load_library(where: str | Path | None = None) -> Library:
 def _from_folder(folder: Path) -> Library | None:
     if (folder / "stamps" / "index.json").is_file():
         return _from_index(folder)
+    debian = _debian_stamps(folder)
+    return None if debian is None else _from_debian(debian)
+
+
+def _debian_stamps(folder: Path) -> Path | None:
     for stamps in (folder, folder / "stamps", folder / "usr/share/tuxpaint/stamps", folder / "share/tuxpaint/stamps"):
         if (stamps / "animals").is_dir():
-            return _from_debian(stamps)
+            return stamps
     return None
 
 
@@ -134,9 +140,42 @@ def _split_by_category(files: dict[str, list[str]]) -> set[str]:
     return held
 
 
+def has_stamps(folder: Path) -> bool:
+    """Whether `load_library` finds stamps there."""
+    if (folder / "stamps" / "index.json").is_file():
+        return True
+    debian = _debian_stamps(folder)
+    # Debian sorts animals into folders; a folder of photographs by category may well have one of that name.
+    return debian is not None and any(path.is_dir() for path in (debian / "animals").iterdir())
+
+
+def stamp_files(folder: Path) -> dict[str, list[Path]]:
+    """The stamps' files by category, as the index or Debian's folders name them; they may be missing.
+
+    Raises:
+        DatasetError: a damaged index.
+    """
+    root = folder / "stamps"
+    if (root / "index.json").is_file():
+        named = _read_index(root / "index.json")
+        return {category: [root / "stamps" / name for name in names] for category, names in named.items()}
+    debian = _debian_stamps(folder)
+    return (
+        {} if debian is None else {c: [debian / name for name in names] for c, names in _debian_files(debian).items()}
+    )
+
+
+def _read_index(path: Path) -> dict[str, list[str]]:
+    """category -> files."""
+    index = read_json(path, "stamps")
+    try:
+        return {str(category): [str(entry["file"]) for entry in entries] for category, entries in index.items()}
+    except (TypeError, KeyError):
+        raise DatasetError(f"stamps: {path}: need a list of {{'file': ...}} for each category") from None
+
+
 def _from_index(folder: Path) -> Library:
-    index = json.loads((folder / "stamps" / "index.json").read_text(encoding="utf-8"))
-    files = {c: [entry["file"] for entry in entries] for c, entries in index.items() if c not in WITHOUT_FLOW}
+    files = {c: names for c, names in _read_index(folder / "stamps" / "index.json").items() if c not in WITHOUT_FLOW}
     held = _split_by_category(files)
     root = folder / "stamps" / "stamps"
     stamps = [_read_stamp(root, name, category, name in held) for category, names in files.items() for name in names]
@@ -151,13 +190,18 @@ def _from_index(folder: Path) -> Library:
     )
 
 
-def _from_debian(root: Path) -> Library | None:
+def _debian_files(root: Path) -> dict[str, list[str]]:
+    """category -> files, of photographs and drawings alike."""
     files: dict[str, list[str]] = {}
     for top in PHOTOGRAPHIC_FOLDERS:
         for path in sorted((root / top).rglob("*.png")):
             if not path.stem.endswith(("_mirror", "_flip", "_mirror_flip")):
                 files.setdefault(str(path.parent.relative_to(root)), []).append(str(path.relative_to(root)))
-    files = {c: names for c, names in files.items() if c.rsplit("/")[-1] not in ("balls", "fruit", "fruits", "coins")}
+    return {c: names for c, names in files.items() if c.rsplit("/")[-1] not in ("balls", "fruit", "fruits", "coins")}
+
+
+def _from_debian(root: Path) -> Library | None:
+    files = _debian_files(root)
     held = _split_by_category(files)
     stamps: list[Stamp] = []
     for category, names in files.items():
@@ -187,10 +231,13 @@ def _read_stamp(root: Path, name: str, category: str, held_out: bool) -> Stamp |
     path = root / name
     if not path.is_file():
         return None
-    with Image.open(path) as picture:
-        if max(picture.size) < 80:
-            return None
-        rgba = picture.convert("RGBA")
+    try:
+        with Image.open(path) as picture:
+            if max(picture.size) < 80:
+                return None
+            rgba = picture.convert("RGBA")
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DatasetError(f"stamps: {path}: damaged or unreadable image ({first_line(error)})") from None
     rgba.thumbnail((LONGEST_STAMP, LONGEST_STAMP), Image.Resampling.LANCZOS)
     return Stamp(name, category, np.asarray(rgba, dtype=np.uint8), held_out)
 

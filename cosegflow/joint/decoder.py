@@ -1,4 +1,4 @@
-"""The mask decoder: features, what the matching says, and skip connections, to one mask logit per stride-4 cell."""
+"""The default mask decoder: features, what the matching says, and skip connections, to a logit per stride-4 cell."""
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +49,12 @@ class MaskDecoder(nn.Module):
             self.skip.bias.fill_(-2.0)  # type: ignore[union-attr]
 
     def forward(self, pyramid: tuple[Tensor, Tensor, Tensor], cues: Tensor) -> Tensor:
-        """pyramid: strides 4, 8, 16; cues: (B, CUES, H/8, W/8). Returns logits (B, H/4, W/4)."""
+        """Logits (B, H/4, W/4) from the strides 4, 8 and 16 and cues (B, CUES, H/8, W/8), or as fine as stride 4."""
         size8, size4 = pyramid[1].shape[-2:], pyramid[0].shape[-2:]
         unit = [F.normalize(level, dim=1) * level.shape[1] ** 0.5 for level in pyramid]
         x = F.interpolate(self.coarse(unit[2]), size=size8, mode="bilinear", align_corners=False)
-        x = self.block8(x + self.middle(unit[1]) + self.cues(cues))
+        coarse_cues = cues if cues.shape[-2:] == size8 else F.adaptive_avg_pool2d(cues, (size8[0], size8[1]))
+        x = self.block8(x + self.middle(unit[1]) + self.cues(coarse_cues))
         x = F.interpolate(x, size=size4, mode="bilinear", align_corners=False) + self.fine(unit[0])
         plain = F.interpolate(self.skip(cues), size=size4, mode="bilinear", align_corners=False)
         return (self.head(x + self.block4(x)) + plain).squeeze(1)

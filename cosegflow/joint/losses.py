@@ -1,8 +1,10 @@
 """The losses of joint training, one function each, after Chen et al., TPAMI 2020, unless said otherwise.
 
 Conventions: flow (B, 2, H, W) in pixels, mask (B, H, W) in [0, 1], one grid for both; results are 0-dim, float32 for
-half inputs. No annotation enters. Every function is finite, with finite gradients, for empty and for full masks and
-for flow that leaves the image: such pixels are left out of the average, and an average over nothing is 0.
+half inputs. No annotation enters. Every loss is the mean over the batch of a value per image (pair, triplet), so that
+it does not depend on how images are grouped into batches. Every function is finite, with finite gradients, for empty
+and for full masks and for flow that leaves the image or is not finite: such pixels are left out of the image's average,
+and an average over nothing is 0.
 """
 
 import torch
@@ -10,32 +12,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cosegflow
+from cosegflow.reference import accumulate_dtype
 
 LOG_EPS = 1e-6
 COUNT_EPS = 1e-5
 
 
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Half to float32."""
+    return tuple(t.to(accumulate_dtype(t.dtype)) for t in tensors)
+
+
 def _average(values: Tensor, weight: Tensor) -> Tensor:
-    """sum(weight values) / sum(weight), 0 where the weights vanish; weight is select-safe (no 0 * inf)."""
+    """Mean over the batch of each image's sum(weight values) / sum(weight), 0 where its weights vanish.
+
+    Both (B, H, W). Values of weight 0 are selected away (0 * inf is NaN); where their own derivative is not finite the
+    caller has to select before.
+    """
     kept = torch.where(weight > 0, values, torch.zeros_like(values))
-    return (weight * kept).sum() / weight.sum().clamp(min=COUNT_EPS)
+    sums, counts = (weight * kept).flatten(1).sum(1), weight.flatten(1).sum(1)
+    return (sums / counts.clamp(min=COUNT_EPS)).mean()
 
 
 def soft_inlier_score(features_a: Tensor, features_b: Tensor, flow_ab: Tensor) -> Tensor:
-    """s_AB(k): how well position k of a fits the place in b where the matching puts it; (B, H, W) in [0, 1].
+    """s_AB(p): how well position p of a fits the place in b where the matching puts it; (B, H, W) in [0, 1].
 
-    The paper's soft inlier count, s_AB = sum_k sum_(i,j) m_k(i,j) S(k, i, j), with m_k the one-hot map of source cell k
-    carried to b by the transformation, zero outside (weakalign's form of it). For a dense flow m_k is the four bilinear
-    weights at k + flow(k), and since they act linearly on b's position, the inner sum is one inner product:
-    s_AB(k) = max(0, <f_A(k), f_B(k + flow(k))>), f_B sampled bilinearly, zero outside. S is the ReLU of the cosine; we
-    take the ReLU after sampling, which equals the paper's wherever the four neighbours have non-negative similarity.
+    The paper's soft inlier count, s_AB = sum_p M(p) sum_k m_k(p) S(k, p) (section 2, foreground-guided matching), with
+    m_k the one-hot map of cell k of the photograph that is warped, warped by T, zero outside. Here that is b, and
+    m_k(p) is the bilinear weight of k at T(p) = p + flow(p). The weights act linearly on b's features, so that the sum
+    over k is one inner product: s_AB(p) = max(0, <f_A(p), f_B(p + flow(p))>), f_B sampled bilinearly, zero outside.
+    S is the ReLU of the cosine; we take the ReLU after sampling, which equals the paper's wherever the four neighbours
+    have non-negative similarity. The paper divides each m_k by its sum over p, and so counts a cell of b once however
+    many p it serves; we leave that out: it needs the volume, and every p of the foreground should count once.
 
     Args:
         features_a: (B, C, Ha, Wa), unit length over C.
         features_b: (B, C, Hb, Wb), unit length over C.
         flow_ab: (B, 2, Ha, Wa). Gradients reach all three.
     """
-    return (features_a * cosegflow.warp(features_b, flow_ab)).sum(1).relu()
+    products = features_a * cosegflow.warp(features_b, flow_ab)
+    return products.sum(1, dtype=accumulate_dtype(products.dtype)).relu()
 
 
 def foreground_guided_matching(score: Tensor, mask: Tensor) -> Tensor:
@@ -46,6 +62,7 @@ def foreground_guided_matching(score: Tensor, mask: Tensor) -> Tensor:
         mask: (B, H, W), the predicted foreground. Gradients reach both: the matching improves where the mask is, and
             the mask grows where the matching is good.
     """
+    score, mask = _wide(score, mask)
     return -(mask * score).mean()
 
 
@@ -60,8 +77,36 @@ def cycle_consistency(flow_ab: Tensor, flow_ba: Tensor, weight: Tensor | None = 
         weight: (B, Ha, Wa) >= 0: the average is over the foreground; None: over all pixels that stay in b.
         unit: lengths are measured in this many pixels (the grid's longer side makes the loss independent of the grid).
     """
-    back, valid = cosegflow.warp(flow_ba, flow_ab, return_valid=True)
-    squared = ((flow_ab + back) / unit).square().sum(1)
+    error, valid = cosegflow.cycle_error(flow_ab, flow_ba)
+    squared = (error / unit).square()
+    inside = valid.to(squared.dtype)
+    return _average(squared, inside if weight is None else inside * weight)
+
+
+def transitivity(
+    flow_ab: Tensor, flow_bc: Tensor, flow_ca: Tensor, weight: Tensor | None = None, unit: float = 1.0
+) -> Tensor:
+    """L_trans = 1/(B N) sum_p ||p - T_CA(T_BC(T_AB(p)))||^2, one order of a triplet (section 2, transitivity).
+
+    Average it over the six orders ABC, BCA, CAB, ACB, CBA and BAC. With T(p) = p + flow(p), q = T_AB(p) and r = T_BC(q)
+    the difference is flow_ab(p) + flow_bc(q) + flow_ca(r). Pixels that leave an image on the way do not count.
+
+    Args:
+        flow_ab: (B, 2, Ha, Wa).
+        flow_bc: (B, 2, Hb, Wb).
+        flow_ca: (B, 2, Hc, Wc). Gradients reach all three.
+        weight: (B, Ha, Wa) >= 0: the average is over the foreground; None: over all pixels that stay.
+        unit: as in `cycle_consistency`.
+    """
+    with torch.no_grad():
+        onward, inside_b = cosegflow.warp(flow_bc, flow_ab, return_valid=True)
+        back, inside_c = cosegflow.warp(flow_ca, flow_ab + onward, return_valid=True)
+        valid = inside_b & inside_c & torch.isfinite(onward).all(1) & torch.isfinite(back).all(1)
+    # A flow that is NaN reads nothing, so that nothing that is not finite gets a gradient of 0 * inf.
+    to_b = torch.where(valid.unsqueeze(1), flow_ab, torch.nan)
+    to_c = torch.where(valid.unsqueeze(1), flow_ab + cosegflow.warp(flow_bc, to_b), torch.nan)
+    residual = torch.where(valid.unsqueeze(1), to_c + cosegflow.warp(flow_ca, to_c), 0.0)
+    squared = (residual / unit).square().sum(1)
     inside = valid.to(squared.dtype)
     return _average(squared, inside if weight is None else inside * weight)
 
@@ -79,6 +124,7 @@ def task_consistency(mask_a: Tensor, mask_b: Tensor, flow_ab: Tensor, weight: Te
         flow_ab: (B, 2, Ha, Wa).
         weight: (B, Ha, Wa) >= 0, which pixels count; None: all.
     """
+    mask_a, mask_b = _wide(mask_a, mask_b)
     warped, valid = cosegflow.warp(mask_b.unsqueeze(1), flow_ab, return_valid=True)
     target = warped.squeeze(1)
 
@@ -103,6 +149,7 @@ def perceptual_contrast(
         object_a, object_b, ground_a, ground_b: (B, c), F of the four masked images.
         margin: m.
     """
+    object_a, object_b, ground_a, ground_b = _wide(object_a, object_b, ground_a, ground_b)
     channels = object_a.shape[1]
     alike = (object_a - object_b).square().sum(1) / channels
     apart = ((object_a - ground_a).square().sum(1) + (object_b - ground_b).square().sum(1)) / (2 * channels)
@@ -132,11 +179,14 @@ def flow_smoothness(flow: Tensor, weight: Tensor | None = None, unit: float = 1.
         unit: as in `cycle_consistency`.
     """
     if min(flow.shape[-2:]) < 3:
-        return flow.sum() * 0.0
+        return torch.where(torch.isfinite(flow), flow, 0.0).sum() * 0.0
     dx = (flow[..., 1:-1, 2:] - flow[..., 1:-1, :-2]) / 2
     dy = (flow[..., 2:, 1:-1] - flow[..., :-2, 1:-1]) / 2
-    size = (dx.abs() + dy.abs()).sum(1) / unit
-    return _average(size, torch.ones_like(size) if weight is None else weight[:, 1:-1, 1:-1])
+    steps = torch.cat((dx, dy), 1)
+    finite = torch.isfinite(steps).all(1)
+    size = torch.where(finite.unsqueeze(1), steps, 0.0).abs().sum(1) / unit
+    inner = finite.to(size.dtype)
+    return _average(size, inner if weight is None else inner * weight[:, 1:-1, 1:-1])
 
 
 def background_rejection(score: Tensor, mask: Tensor) -> Tensor:
@@ -144,6 +194,7 @@ def background_rejection(score: Tensor, mask: Tensor) -> Tensor:
 
     Without it, `foreground_guided_matching` is best served by features that are all alike. Arguments as there.
     """
+    score, mask = _wide(score, mask)
     return ((1 - mask) * score).mean()
 
 
@@ -159,6 +210,7 @@ def foreground_price(score: Tensor, other_score: Tensor, mask: Tensor, fraction:
         mask: (B, H, W).
         fraction: see `match_level`.
     """
+    score, other_score, mask = _wide(score, other_score, mask)
     both = torch.cat((score.flatten(1), other_score.flatten(1)), 1).detach()
     return (mask * match_level(both, fraction).reshape(-1, 1, 1)).mean()
 
@@ -181,7 +233,8 @@ def equivariance(
     """
     lse = cosegflow.match(features_warped, features, beta=beta, normalize=False).lse
     target, valid = cosegflow.warp(features, flow, return_valid=True)
-    surprise = lse - beta * (features_warped * F.normalize(target, dim=1)).sum(1)
+    products = features_warped * F.normalize(target, dim=1)
+    surprise = lse - beta * products.sum(1, dtype=lse.dtype)
     inside = valid.to(surprise.dtype)
     return _average(surprise, inside if weight is None else inside * weight)
 
@@ -203,8 +256,9 @@ def known_flow(flow: Tensor, truth: Tensor, weight: Tensor, size: tuple[int, int
     height, width = truth.shape[-2:]
     x = truth[:, 0] + torch.arange(width, dtype=truth.dtype, device=truth.device)
     y = truth[:, 1] + torch.arange(height, dtype=truth.dtype, device=truth.device)[:, None]
-    inside = (x >= 0) & (x <= size[1] - 1) & (y >= 0) & (y <= size[0] - 1)
-    error = ((flow - truth).square().sum(1) + softness**2).sqrt() - softness
+    inside = (x >= 0) & (x <= size[1] - 1) & (y >= 0) & (y <= size[0] - 1) & torch.isfinite(flow).all(1)
+    difference = torch.where(inside.unsqueeze(1), flow - truth, 0.0)
+    error = (difference.square().sum(1) + softness**2).sqrt() - softness
     return _average(error, weight * inside.to(weight.dtype))
 
 
@@ -213,7 +267,7 @@ def area_prior(mask: Tensor, least: float = 0.05, most: float = 0.6) -> Tensor:
 
     a is the mask's mean: an image shows an object that is neither nothing nor everything; 0 in between.
     """
-    area = mask.flatten(1).mean(1)
+    area = mask.flatten(1).mean(1, dtype=accumulate_dtype(mask.dtype))
     return (((least - area).relu() / least).square() + ((area - most).relu() / (1 - most)).square()).mean()
 
 
@@ -226,6 +280,7 @@ def mask_edges(mask: Tensor, image: Tensor, sharpness: float = 10.0) -> Tensor:
         mask: (B, H, W).
         image: (B, 3, H, W) in [0, 1].
     """
+    mask, image = _wide(mask, image)
     total = mask.sum() * 0.0
     for axis in (1, 2):
         size = mask.shape[axis]

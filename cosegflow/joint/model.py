@@ -1,30 +1,91 @@
-"""The joint model: backbone, dense matcher and mask decoder, refining each other."""
+"""The joint model: backbone, matcher and mask decoder, refining each other."""
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cosegflow
-from cosegflow.joint.backbones import make_backbone
+from cosegflow.joint.backbones import as_backbone, make_backbone
 from cosegflow.joint.decoder import MaskDecoder, standardise
-from cosegflow.joint.matcher import Adapter, Gate, Matching, gate_mask, match_gated
+from cosegflow.joint.matcher import Adapter, DenseMatcher, Encoded, Gate, Matching, Pyramid, gate_mask
+from cosegflow.joint.paper_decoder import PaperDecoder
+from cosegflow.joint.parametric import ParametricMatcher, correlation_volume
+
+
+class ModelConfigError(ValueError):
+    """A value of the configuration that cannot be used; one line that names the field."""
+
+
+class ImageSizeError(ValueError):
+    """A photograph of a size that the model cannot take."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the model is made of; stored in checkpoints."""
+    """What the model is made of; stored in checkpoints.
+
+    Raises:
+        ModelConfigError: a value that cannot be used.
+    """
 
     backbone: str = "efficientnet-lite0"
+    """The pretrained network: efficientnet-lite0, mobilenet-v2, resnet50, resnet101, dinov2-small, -base or -large."""
     beta: float = 100.0
+    """Inverse temperature of the soft argmax."""
     rounds: int = 2
     """K: gated rounds after the first, ungated one."""
     source_threshold: float = 0.5
+    """Positions with a mask of at least this are matched."""
     target_threshold: float = 0.05
+    """Positions with a mask of at least this may be matched."""
     image_size: int = 240
-    """Photographs are resized to about image_size ** 2 pixels, both sides multiples of 16."""
+    """Photographs get about image_size ** 2 pixels, sides multiples of 16; with decoder "paper" exactly a square."""
+    weights: str | None = None
+    """A local file (DINOv2: or folder) of the backbone's weights; none: from pip, or from a hub."""
+    matcher: Literal["dense", "parametric"] = "dense"
+    """dense: soft argmax over all positions; parametric: an affine map, then a thin-plate spline."""
+    stride: int = 8
+    """Pixels per cell of the matching's grid: 8 or 4."""
+    kernel_sigma: float | None = None
+    """Standard deviation, in cells, of the dense matcher's kernel soft argmax (SFNet: 5, with beta 50); none: plain."""
+    decoder: Literal["cues", "paper"] = "cues"
+    """cues: takes any image size; paper: the raw correlation, for square images of image_size only."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("matcher", ("dense", "parametric")), ("decoder", ("cues", "paper")), ("stride", (8, 4))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ModelConfigError(f"{name}: need {' or '.join(map(repr, choices))}, got {value!r}")
+        if not math.isfinite(self.beta):
+            raise ModelConfigError(f"beta: need a finite number, got {self.beta!r}")
+        if self.rounds < 0:
+            raise ModelConfigError(f"rounds: need a whole number of at least 0, got {self.rounds!r}")
+        for name in ("source_threshold", "target_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ModelConfigError(f"{name}: need a number from 0 to 1, got {getattr(self, name)!r}")
+        if self.target_threshold > self.source_threshold:
+            raise ModelConfigError(
+                f"target_threshold: need at most source_threshold ({self.source_threshold!r}), got"
+                f" {self.target_threshold!r}"
+            )
+        if self.image_size < 16 or (self.decoder == "paper" and self.image_size % 16):
+            need = "a multiple of 16" if self.decoder == "paper" else "at least 16"
+            raise ModelConfigError(f"image_size: need {need}, got {self.image_size!r}")
+        if self.kernel_sigma is not None:
+            if not 0 < self.kernel_sigma < math.inf:
+                raise ModelConfigError(f"kernel_sigma: need a number above 0, got {self.kernel_sigma!r}")
+            if self.matcher != "dense":
+                raise ModelConfigError("kernel_sigma: only the dense matcher has a kernel, got matcher 'parametric'")
+
+    @property
+    def square(self) -> bool:
+        """Whether photographs must be image_size x image_size, not just of about as many pixels."""
+        return self.decoder == "paper"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -37,7 +98,7 @@ class Round(NamedTuple):
     ab: Matching
     ba: Matching
     logits_a: Tensor
-    """(B, Ha/4, Wa/4)."""
+    """(B, Ha/4, Wa/4); of the decoder "paper" (B, Ha, Wa)."""
     logits_b: Tensor
     gate_a: Gate | None
     """None in the first round."""
@@ -45,7 +106,7 @@ class Round(NamedTuple):
 
 
 class JointOutput(NamedTuple):
-    """All rounds, last one last, and the descriptors (B, C, H/8, W/8)."""
+    """All rounds, last one last, and the descriptors (B, C, H/stride, W/stride)."""
 
     rounds: tuple[Round, ...]
     features_a: Tensor
@@ -61,20 +122,103 @@ class JointModel(nn.Module):
     """Matches and segments pairs of photographs."""
 
     def __init__(self, config: ModelConfig | None = None, backbone: nn.Module | None = None) -> None:
-        """backbone: any `Backbone`; None makes the one that the configuration names."""
+        """The parts that `config` names.
+
+        Args:
+            config: None: the default.
+            backbone: a `Backbone`, or any module that `PyramidBackbone` takes; None makes the one that `config` names.
+
+        Raises:
+            BackboneError, ModuleNotFoundError: the backbone or its weights cannot be used; says what to do.
+        """
         super().__init__()
-        self.config = config or ModelConfig()
-        source: Any = backbone if backbone is not None else make_backbone(self.config.backbone)
+        self.config = config = config or ModelConfig()
+        self.own_backbone = backbone is not None
+        source: Any = make_backbone(config.backbone, config.weights) if backbone is None else as_backbone(backbone)
         self.backbone = source
         self.tail: nn.Module = source.make_tail()
-        self.adapter = Adapter(source.channels)
-        self.decoder = MaskDecoder(source.channels)
+        self.adapter = Adapter(source.channels, stride=config.stride)
+        self.decoder: MaskDecoder | PaperDecoder
+        if config.decoder == "cues":
+            self.decoder = MaskDecoder(source.channels)
+        else:
+            cells = (config.image_size // 16) ** 2
+            self.decoder = PaperDecoder(source.channels, getattr(source, "stem_channels", 0), cells)
+        self.matcher: DenseMatcher | ParametricMatcher
+        if config.matcher == "dense":
+            self.matcher = DenseMatcher(config.beta, config.kernel_sigma)
+        else:
+            self.matcher = ParametricMatcher(config.beta)
 
-    def pyramid(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes config.json and model.safetensors into `folder`; the frozen backbone is not stored.
+
+        Raises:
+            OutputError: the folder cannot be made or written.
+        """
+        from cosegflow.joint.checkpoint import save_pretrained
+
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: Path | str, backbone: nn.Module | None = None, weights: str | None = None
+    ) -> "JointModel":
+        """The model of `save_pretrained`, of a run of ``cosegflow fit`` or of the demo, in evaluation mode.
+
+        Args:
+            path: see `cosegflow.joint.checkpoint.load_checkpoint`.
+            backbone: the one it was trained with, where that was not one of `make_backbone`.
+            weights: the local file of the backbone's weights, where it has moved.
+
+        Raises:
+            CheckpointError: no such file, or a checkpoint that does not fit; one line.
+        """
+        from cosegflow.joint.checkpoint import load_checkpoint
+
+        return load_checkpoint(path, "path", backbone, weights)
+
+    def pyramid(self, image: Tensor) -> Pyramid:
         """Features at strides 4, 8 (frozen) and 16 (adapted) of (B, 3, H, W) in [0, 1]."""
         with torch.no_grad():
-            fine, middle = self.backbone.trunk(image)
-        return fine, middle, self.tail(middle)
+            fine, middle, last = self.backbone.trunk(image)
+        return fine, middle, self.tail(last)
+
+    def encode(self, image_a: Tensor, image_b: Tensor) -> Encoded:
+        """Pyramids and descriptors of both photographs (B, 3, H, W) in [0, 1], sides multiples of 16.
+
+        Raises:
+            ImageSizeError: the decoder "paper" needs another size.
+        """
+        for name, image in (("image_a", image_a), ("image_b", image_b)):
+            side = self.config.image_size
+            if self.config.square and tuple(image.shape[-2:]) != (side, side):
+                got = " x ".join(str(n) for n in image.shape[-2:])
+                raise ImageSizeError(
+                    f"{name}: the decoder 'paper' needs {side} x {side} pixels (image_size), got {got}"
+                )
+        pyramid_a, pyramid_b = self.pyramid(image_a), self.pyramid(image_b)
+        return Encoded(image_a, image_b, pyramid_a, pyramid_b, *self.adapter(pyramid_a, pyramid_b))
+
+    def _describe(self, image: Tensor, other: Pyramid) -> tuple[Tensor, Tensor]:
+        """Descriptors of a photograph and of the one that `other` is the pyramid of."""
+        features: tuple[Tensor, Tensor] = self.adapter(self.pyramid(image), other)
+        return features
+
+    def match(
+        self,
+        pair: Encoded,
+        gate_a: Gate | None = None,
+        gate_b: Gate | None = None,
+        free: tuple[Matching, Matching] | None = None,
+    ) -> tuple[Matching, Matching]:
+        """a to b and b to a by the configured matcher; `free` is the ungated matching of the same pair, for gates."""
+        both: tuple[Matching, Matching] = self.matcher(pair, self._describe, gate_a, gate_b, free)
+        return both
+
+    def match_one_way(self, pair: Encoded) -> Matching:
+        """a to b only, without gates."""
+        return self.matcher.one_way(pair, self._describe)
 
     def _cues(
         self, ab: Matching, ba: Matching, fa: Tensor, fb: Tensor, masks: tuple[Tensor, Tensor] | None
@@ -95,16 +239,38 @@ class JointModel(nn.Module):
         stacked = [torch.stack((similar[i], fitting[i], *sides[i][2:]), 1) for i in (0, 1)]
         return stacked[0], stacked[1]
 
+    def _decode(
+        self, pair: Encoded, cues: tuple[Tensor, Tensor] | None, gates: tuple[Gate | None, Gate | None]
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits of a and of b."""
+        if isinstance(self.decoder, MaskDecoder):
+            assert cues is not None
+            return self.decoder(pair.pyramid_a, cues[0]), self.decoder(pair.pyramid_b, cues[1])
+        logits = []
+        sides = (pair.image_a, pair.pyramid_a, pair.pyramid_b, gates[1]), (
+            pair.image_b, pair.pyramid_b, pair.pyramid_a, gates[0],
+        )  # fmt: skip
+        for image, own, other, gate in sides:
+            # What the other photograph's mask calls background explains nothing here, so later rounds see less of it.
+            weight = None if gate is None else to_grid(gate.target, other[2].shape[-2:])
+            stem = None
+            if getattr(self.backbone, "stem_channels", 0):
+                with torch.no_grad():
+                    stem = self.backbone.stem(image)
+            logits.append(self.decoder(own, stem, correlation_volume(other[2], own[2], weight)))
+        return logits[0], logits[1]
+
     def forward(self, image_a: Tensor, image_b: Tensor, rounds: int | None = None) -> JointOutput:
-        """Images (B, 3, H, W) in [0, 1], sides multiples of 16. rounds: gated rounds, default of the configuration."""
+        """Images (B, 3, H, W) in [0, 1], sides multiples of 16. rounds: gated rounds, default of the configuration.
+
+        Raises:
+            ImageSizeError: the decoder "paper" needs another size.
+        """
         config = self.config
-        pyramid_a, pyramid_b = self.pyramid(image_a), self.pyramid(image_b)
-        fa, fb = self.adapter(pyramid_a, pyramid_b)
-        beta = config.beta
-        free_ab = match_gated(fa, fb, None, None, beta)
-        free_ba = match_gated(fb, fa, None, None, beta)
+        pair = self.encode(image_a, image_b)
+        fa, fb = pair.features_a, pair.features_b
+        free = ab, ba = self.match(pair)
         done: list[Round] = []
-        ab, ba = free_ab, free_ba
         gate_a: Gate | None = None
         gate_b: Gate | None = None
         masks: tuple[Tensor, Tensor] | None = None
@@ -116,11 +282,12 @@ class JointModel(nn.Module):
                     to_grid(torch.sigmoid(done[-1].logits_b), fb.shape[-2:]),
                 )
                 gate_a, gate_b = gate_mask(masks[0], *thresholds), gate_mask(masks[1], *thresholds)
-                ab = match_gated(fa, fb, gate_a, gate_b, beta, free_ab)
-                ba = match_gated(fb, fa, gate_b, gate_a, beta, free_ba)
-            # The cues of similarity stay those of the free matching: a dropped pixel can come back.
-            seen_ab, seen_ba = ab._replace(similarity=free_ab.similarity), ba._replace(similarity=free_ba.similarity)
-            cues_a, cues_b = self._cues(seen_ab, seen_ba, fa, fb, masks)
-            logits = self.decoder(pyramid_a, cues_a), self.decoder(pyramid_b, cues_b)
+                ab, ba = self.match(pair, gate_a, gate_b, free)
+            cues = None
+            if config.decoder == "cues":
+                # The cues of similarity stay those of the free matching: a dropped pixel can come back.
+                seen = ab._replace(similarity=free[0].similarity), ba._replace(similarity=free[1].similarity)
+                cues = self._cues(*seen, fa, fb, masks)
+            logits = self._decode(pair, cues, (gate_a, gate_b))
             done.append(Round(ab, ba, logits[0], logits[1], gate_a, gate_b))
         return JointOutput(tuple(done), fa, fb)

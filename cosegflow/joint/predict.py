@@ -101,17 +101,17 @@ def predict_nearest(model: JointModel, image_a: Tensor, image_b: Tensor) -> Pred
     side = model.config.image_size
     fa = model.pyramid(_shrink(image_a, side))[2]
     fb = model.pyramid(_shrink(image_b, side))[2]
-    volume = cosegflow.correlation(fa, fb, normalize=True).flatten(3)
-    score, index = volume.max(-1)
-    width, ones = fb.shape[-1], torch.ones
-    here = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (fa.shape[-2], fa.shape[-1])), indexing="ij"))
-    there = torch.stack((index % width, index // width), 1)
-    flow = (there - here.flip(0)).to(score.dtype)
+    found = cosegflow.match(fa, fb, return_index=True)
+    score, width = found.score, fb.shape[-1]
+    axes = [torch.arange(n, device=fa.device) for n in (fa.shape[-1], fa.shape[-2])]
+    here = torch.stack(torch.meshgrid(*axes, indexing="xy"))
+    there = torch.stack((found.index % width, found.index // width), 1)
+    flow = (there - here).to(score.dtype)
     batch = image_a.shape[0]
     return _assemble(
         Matching(flow, score.clamp(0, 1), score),
         _size(fb),
-        (ones(batch, *_size(image_a)), ones(batch, *_size(image_b))),
+        (image_a.new_ones(batch, *_size(image_a)), image_b.new_ones(batch, *_size(image_b))),
         image_a,
         image_b,
     )

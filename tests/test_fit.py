@@ -1,0 +1,243 @@
+"""`cosegflow fit`: samples by step, losses by sample, validation, precision, clipping, logs, early stopping, errors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the joint extra is not installed")
+
+from dataclasses import replace
+
+import lightning
+import yaml
+from fit_runs import TINY, draw_folder, fit_options
+
+from cosegflow import cli
+from cosegflow.data.registry import open_training_source
+from cosegflow.data.training import TrainingSamples, collate_training
+from cosegflow.joint import fit as fit_module
+from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, load_training_state
+from cosegflow.joint.config import DataConfig, FitConfig, LossWeights, TrainConfig
+from cosegflow.joint.fit_data import StepBatches
+from cosegflow.joint.model import JointModel, ModelConfig
+from cosegflow.joint.module import JointModule
+from cosegflow.joint.self_supervision import random_flow
+
+MODEL = ModelConfig(backbone="tiny", image_size=64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("data") / "photos (1)")
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("cosegflow")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_step_batches_are_a_function_of_the_step():
+    whole = list(StepBatches(6, 4))
+    assert whole[5] == [20, 21, 22, 23]
+    assert list(StepBatches(6, 4, first=4)) == whole[4:] and len(StepBatches(6, 4, first=4)) == 6
+    ranks = [list(StepBatches(6, 2, rank=r, world=2)) for r in (0, 1)]
+    assert [a + b for a, b in zip(*ranks, strict=True)] == whole
+
+
+def test_random_flow_is_smooth_and_a_function_of_seed_and_number():
+    flow = random_flow(torch.tensor([3, 4, 5]), (48, 64), seed=1)
+    assert flow.shape == (3, 2, 48, 64) and bool(torch.isfinite(flow).all())
+    assert float((flow[..., 1:] - flow[..., :-1]).abs().max()) < 2.5
+    torch.manual_seed(7)
+    assert torch.equal(random_flow(torch.tensor([5]), (48, 64), seed=1)[0], flow[2])
+    assert not torch.equal(random_flow(torch.tensor([5]), (48, 64), seed=2)[0], flow[2])
+    assert not torch.equal(flow[0], flow[1])
+
+
+def test_losses_do_not_depend_on_how_samples_are_batched(photographs: Path):
+    """The mean of two half batches is the whole batch: what DDP averages is what one process computes."""
+    source = open_training_source("folder", photographs)
+    samples = TrainingSamples(source, seed=0, size=64, triplets=True)
+    weights = replace(LossWeights(), transitivity=1.0)
+    module = JointModule(MODEL, TrainConfig(weights=weights, contrast_size=32))
+
+    def terms(numbers: range) -> dict[str, torch.Tensor]:
+        batch = collate_training([samples[n] for n in numbers])
+        return module.loss_terms(batch, module.model(batch.image_a, batch.image_b, 1))
+
+    with torch.no_grad():
+        whole, first, second = terms(range(4)), terms(range(2)), terms(range(2, 4))
+    assert set(whole) == set(vars(weights))
+    for name, value in whole.items():
+        torch.testing.assert_close((first[name] + second[name]) / 2, value, rtol=2e-5, atol=1e-6, msg=name)
+
+
+def test_transitivity_trains_through_the_command(tmp_path: Path, photographs: Path, capsys):
+    options = fit_options(photographs, tmp_path / "run", "--train.steps", 2, "--train.weights.transitivity", 1)
+    assert cli.main(options) == 2
+    assert "train.weights.transitivity: needs data.triplets" in one_line(capsys)
+    assert cli.main([*options, "--data.triplets", "true"]) == 0
+
+
+def moves(out: Path, photographs: Path, *options: object) -> torch.Tensor:
+    """How two steps of plain SGD with learning rates 0.01 and 0.005 move the parameters, as one vector."""
+    rates = [f"--train.{name}=0.01" for name in ("learning_rate", "adapter_learning_rate", "tail_learning_rate")]
+    sgd = ("--train.steps", 2, "--train.warmup", 0, "--train.optimiser", "sgd", *rates)
+    assert cli.main(fit_options(photographs, out, *sgd, *options)) == 0
+    lightning.seed_everything(0, verbose=False)
+    start, end = JointModel(MODEL).state_dict(), load_checkpoint(out).state_dict()
+    assert all(value.dtype == torch.float32 for value in end.values())
+    return torch.cat([(end[k] - start[k]).flatten() for k in end])
+
+
+def test_gradient_clipping(tmp_path: Path, photographs: Path):
+    """The two steps together are as long as the rates times the largest norm allow, and nearly so."""
+    length = float(moves(tmp_path / "run", photographs, "--train.gradient_clip", 1e-3).norm())
+    assert 0.005 * 1e-3 <= length <= 1.001 * 0.015 * 1e-3
+
+
+def test_bf16_mixed(tmp_path: Path, photographs: Path):
+    """Its own rounding, and about the same step as float32; the parameters stay float32."""
+    full = moves(tmp_path / "full", photographs)
+    mixed = moves(tmp_path / "mixed", photographs, "--train.precision", "bf16-mixed")
+    assert not torch.equal(full, mixed)
+    assert float(torch.nn.functional.cosine_similarity(full, mixed, dim=0)) >= 0.5
+
+
+def test_stamps_validate_against_the_truth_and_log(tmp_path: Path):
+    """Held-out composed pairs, scores, pictures in TensorBoard, the best checkpoint, a model that loads."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    options = ["--data.dataset", "stamps", "--data.root", "none", "--data.validation", "3", "--train.steps", "5"]
+    assert cli.main(["fit", *TINY, *options, "--train.validate_every", "2", "--out", str(out)]) == 0
+    log = EventAccumulator(str(out / "tensorboard"))
+    log.Reload()
+    assert {"val/score", "val/pck@0.1", "val/iou"} <= set(log.Tags()["scalars"])
+    scores = [event.value for event in log.Scalars("val/score")]
+    assert [event.step for event in log.Scalars("val/score")] == [2, 4, 5]
+    assert all(0 <= score <= 1 for score in scores)
+    assert len(log.Images("pairs/0")) == 3
+    state = load_training_state(out / BEST_NAME, "best")
+    (kept,) = [v for k, v in state["callbacks"].items() if k.startswith("KeepCheckpoints")]
+    assert kept["best_score"] == pytest.approx(max(scores), abs=1e-6) and state["global_step"] == kept["best_step"]
+    best = load_checkpoint(out / BEST_NAME).state_dict()
+    assert all(torch.equal(v, best[k]) for k, v in JointModel.from_pretrained(out / "model").state_dict().items())
+
+
+def test_early_stopping_and_files_without_tensorboard(tmp_path: Path, photographs: Path, monkeypatch, capsys):
+    """With learning rates of 0 no score is better than the first."""
+    monkeypatch.setattr(fit_module, "find_spec", lambda name: None)
+    out = tmp_path / "run"
+    rates = [f"--train.{name}=0" for name in ("learning_rate", "adapter_learning_rate", "tail_learning_rate")]
+    early = ("--train.patience", 2, "--train.validate_every", 1, "--data.validation", 2, "--train.steps", 20)
+    assert cli.main(fit_options(photographs, out, *early, *rates, "--train.weight_decay", 0)) == 0
+    assert "3 steps of 20 (stopped early)" in capsys.readouterr().out
+    (table,) = out.glob("csv/*/metrics.csv")
+    assert "val/score" in table.read_text().splitlines()[0]
+    assert {p.name for p in (out / "pictures").iterdir()} >= {"step0000001_0.jpg", "step0000003_1.jpg"}
+
+
+def test_epochs_are_passes_over_the_photographs(tmp_path: Path, photographs: Path, capsys):
+    assert cli.main(fit_options(photographs, tmp_path / "run", "--train.epochs", 0.5)) == 0  # of 10, two at a time
+    assert "3 steps" in capsys.readouterr().out
+
+
+def test_a_folder_is_not_overwritten_and_a_run_can_be_extended(tmp_path: Path, photographs: Path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(fit_options(photographs, out, "--train.steps", 2)) == 0
+    assert cli.main(fit_options(photographs, out, "--train.steps", 2)) == 2
+    assert "holds a run already; go on with --resume" in one_line(capsys)
+    assert cli.main(["fit", "--out", str(out), "--resume"]) == 0, "complete: nothing to do"
+    assert cli.main(["fit", "--out", str(out), "--resume", "auto", "--train.steps", "4"]) == 0
+    assert load_training_state(out / LAST_NAME, "last")["global_step"] == 4
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["steps"] == 4
+    assert cli.main(["fit", "--out", str(out), "--resume", "--model.beta", "50"]) == 2
+    assert "another model.beta" in one_line(capsys)
+    assert cli.main(["fit", "--out", str(out), "--resume", str(out / "nothing")]) == 2
+    assert "--resume: " in one_line(capsys)
+    assert cli.main(["fit", "--out", str(tmp_path / "b"), "--resume", str(out / "config.yaml")]) == 2
+    assert "cannot be read as safetensors" in one_line(capsys)
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path, photographs: Path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    step = JointModule.training_step
+
+    def interrupted(self: JointModule, batch, batch_idx: int):
+        if self.trainer.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(JointModule, "training_step", interrupted)
+    assert cli.main(fit_options(photographs, out, "--train.steps", 6, "--train.checkpoint_every", 2)) == 130
+    line = one_line(capsys)
+    assert "interrupted at step 3" in line and f"cosegflow fit --out {out} --resume" in line
+    assert load_training_state(out / LAST_NAME, "last")["global_step"] == 2
+    assert JointModel.from_pretrained(out).config == MODEL, "the last state serves where there is no model yet"
+    with pytest.raises(KeyboardInterrupt):  # Lightning switches it off; we switch it on again
+        import signal
+
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_bad_data(tmp_path: Path, photographs: Path, capsys):
+    """Each is one line that names the folder, before anything is written."""
+    out = tmp_path / "run"
+    lone = draw_folder(tmp_path / "lone", categories=1, photographs=1)
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    for root, message in ((lone, "kind0 (1)"), (tmp_path / "empty", "cat"), (tmp_path / "nothing", "nothing")):
+        assert cli.main(fit_options(root, out)) == 2
+        assert message in one_line(capsys)
+    assert cli.main(["fit", *TINY, "--data.dataset", "cats", "--out", str(out)]) == 2
+    assert "dataset: need one of" in one_line(capsys)
+    assert not out.exists()
+    (tmp_path / "file").write_text("x")
+    assert cli.main(fit_options(photographs, tmp_path / "file" / "run")) == 2
+    assert "--out: " in one_line(capsys)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_photograph_is_named(tmp_path: Path, capsys, workers: int):
+    root = draw_folder(tmp_path / "photos", categories=1, photographs=3)
+    (root / "kind0" / "photo [1].png").write_bytes(b"nothing")
+    assert cli.main(fit_options(root, tmp_path / "run", "--train.steps", 3, "--data.workers", workers)) == 2
+    line = one_line(capsys)
+    assert line.startswith("cosegflow: error: ") and "photo [1].png" in line and "Traceback" not in line
+
+
+def test_own_backbone_through_the_library(tmp_path: Path, photographs: Path):
+    from cosegflow.joint.backbones import TinyBackbone
+    from cosegflow.joint.checkpoint import CheckpointError
+    from cosegflow.joint.fit import fit
+
+    config = FitConfig(
+        tmp_path / "run",
+        DataConfig("folder", photographs, size=64, batch=2, workers=0, validation=0),
+        MODEL,
+        TrainConfig(steps=1, contrast_size=32, accelerator="cpu"),
+    )
+    result = fit(config, backbone=TinyBackbone(seed=3))
+    assert result.step == result.planned == 1 and result.best_score is None
+    with pytest.raises(CheckpointError, match="backbone of your own"):
+        JointModel.from_pretrained(result.model)
+    model = JointModel.from_pretrained(result.model, TinyBackbone(seed=3))
+    assert bool(np.isfinite(model.adapter.up.weight.detach().numpy()).all())
+
+
+def test_what_lightning_cannot_do_is_one_line(tmp_path: Path, photographs: Path, capsys):
+    assert cli.main(fit_options(photographs, tmp_path / "run", "--train.strategy", "dpp")) == 2
+    assert "train.strategy: " in one_line(capsys)
+    assert not (tmp_path / "run").exists()
