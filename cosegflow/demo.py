@@ -19,7 +19,7 @@ from cosegflow.data.sources import Library, load_library
 from cosegflow.data.training import TrainingSample, collate_training
 from cosegflow.joint.callbacks import StepBar
 from cosegflow.joint.checkpoint import save_checkpoint
-from cosegflow.joint.fit import quiet_lightning
+from cosegflow.joint.fit import quiet_lightning, run_trainer
 from cosegflow.joint.fit_data import StepBatches
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.module import JointModule, Task, TrainConfig
@@ -135,7 +135,7 @@ def train(
         gradient_clip_val=1.0,
         callbacks=[StepBar()],
     )
-    trainer.fit(module, loader(steps))
+    run_trainer(trainer, module, train_dataloaders=loader(steps))
     return module.eval()
 
 

@@ -18,7 +18,6 @@ EPILOG = """examples:
   cosegflow fit --out run --resume                 # goes on where run stopped
   torchrun --nproc-per-node 2 -m cosegflow fit --config my.yaml --out run
 """
-LAST_NAME = "last.safetensors"
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -103,6 +102,8 @@ def _resume_path(arguments: argparse.Namespace, out: Path) -> Path | None:
     Raises:
         ConfigurationError: `out` holds a run and nothing says whether to go on, or --resume names no file.
     """
+    from cosegflow.joint.checkpoint import LAST_NAME
+
     last = out / LAST_NAME
     if arguments.resume is None:
         if last.is_file():

@@ -160,6 +160,17 @@ def test_demo_end_to_end_with_a_tiny_backbone(tmp_path: Path, capsys: pytest.Cap
     assert {p.name for p in out.iterdir()} == {"index.html", "pictures", "model.ckpt"}
 
 
+def test_demo_interrupted_writes_nothing(tmp_path: Path, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "POOL", 4)
+    monkeypatch.setattr(demo.JointModule, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(tmp_path / "report", steps=1, data="none", backbone="tiny", evaluated=2)
+    assert not (tmp_path / "report").exists()
+
+
 def test_report_says_when_a_number_got_worse():
     before, after = Row("x", (0.5, 0.6, 0.7), 5.0, 0.4), Row("y", (0.4, 0.6, 0.8), 6.0, 0.5)
     words = [sentence for sentence, _ in verdicts(before, after)]

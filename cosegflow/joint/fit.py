@@ -152,7 +152,14 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
     trainer = _make_trainer(replace(config, train=train), callbacks, local, machines)
     if trainer.is_global_zero:
         _start_folder(config)
-    _run(trainer, module, data, resume, out)
+    try:
+        run_trainer(trainer, module, datamodule=data, ckpt_path=resume)
+    except KeyboardInterrupt:
+        last = out / LAST_NAME
+        kept = f"{last} is kept; go on with: cosegflow fit --out {out} --resume"
+        if not last.is_file():
+            kept = "there is no checkpoint yet (train.checkpoint_every)"
+        raise FitInterrupted(f"interrupted at step {trainer.global_step}; {kept}") from None
     best = out / BEST_NAME if keep.best_step is not None and (out / BEST_NAME).is_file() else None
     if trainer.is_global_zero:
         save_pretrained(load_checkpoint(best, "best", backbone) if best else module.model, out / "model")
@@ -204,19 +211,18 @@ def _start_folder(config: FitConfig) -> None:
         raise OutputError(f"--out: {out}: cannot write ({error.strerror or error})") from None
 
 
-def _run(trainer: lightning.Trainer, module: JointModule, data: FitData, resume: Path | None, out: Path) -> None:
-    """trainer.fit, with Ctrl-C as `FitInterrupted`; Lightning makes a SystemExit of it and leaves it switched off."""
+def run_trainer(trainer: lightning.Trainer, module: JointModule, **options: Any) -> None:
+    """trainer.fit(module, **options), where Ctrl-C is KeyboardInterrupt.
+
+    Lightning makes a SystemExit of it, and leaves it switched off.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume)
+        trainer.fit(module, **options)
     except (SystemExit, KeyboardInterrupt):
         if not trainer.interrupted:
             raise
     finally:
         signal.signal(signal.SIGINT, handler)
     if trainer.interrupted:
-        last = out / LAST_NAME
-        kept = (
-            f"{last} is kept; go on with: cosegflow fit --out {out} --resume" if last.is_file() else "no checkpoint yet"
-        )
-        raise FitInterrupted(f"interrupted at step {trainer.global_step}; {kept}")
+        raise KeyboardInterrupt
