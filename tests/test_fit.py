@@ -150,6 +150,18 @@ def test_early_stopping_and_files_without_tensorboard(tmp_path: Path, photograph
     assert {p.name for p in (out / "pictures").iterdir()} >= {"step0000001_0.jpg", "step0000003_1.jpg"}
 
 
+@pytest.mark.parametrize(
+    "model", [("--model.matcher", "parametric"), ("--model.decoder", "paper"), ("--model.kernel_sigma", 5)]
+)
+def test_other_models_train_and_come_back(tmp_path: Path, photographs: Path, model: tuple[str, object]):
+    out = tmp_path / "run"
+    assert cli.main(fit_options(photographs, out, "--train.steps", 2, "--train.checkpoint_every", 1, *model)) == 0
+    state = load_training_state(out / LAST_NAME, "last")["state_dict"]
+    assert all(bool(torch.isfinite(value).all()) for value in state.values())
+    assert cli.main(["fit", "--out", str(out), "--resume", "--train.steps", "3"]) == 0
+    assert str(getattr(load_checkpoint(out).config, model[0].removeprefix("--model."))) in (str(model[1]), "5.0")
+
+
 def test_epochs_are_passes_over_the_photographs(tmp_path: Path, photographs: Path, capsys):
     assert cli.main(fit_options(photographs, tmp_path / "run", "--train.epochs", 0.5)) == 0  # of 10, two at a time
     assert "3 steps" in capsys.readouterr().out

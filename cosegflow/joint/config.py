@@ -58,9 +58,9 @@ class TrainConfig:
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """sgd has no momentum and takes the same learning rates"""
     learning_rate: float = 2e-3
-    """of the mask decoder, and of the parametric matcher"""
+    """of the mask decoder"""
     adapter_learning_rate: float = 2e-4
-    """of the adapter of the descriptors"""
+    """of the adapter of the descriptors, and of the parametric matcher"""
     tail_learning_rate: float = 3e-4
     """of the backbone's last stage"""
     weight_decay: float = 1e-4

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -189,6 +190,7 @@ def _make_trainer(
             num_sanity_val_steps=0,
             log_every_n_steps=min(10, train.steps),
             use_distributed_sampler=False,
+            sync_batchnorm=local * machines > 1 and train.accelerator != "cpu" and torch.cuda.is_available(),
             enable_model_summary=False,
             logger=make_logger(config.out),
             callbacks=callbacks,

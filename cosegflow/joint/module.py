@@ -56,7 +56,7 @@ class JointModule(lightning.LightningModule):
         for name, parameter in self.model.named_parameters():
             part = name.partition(".")[0]
             if part != "backbone":
-                parts["decoder" if part == "matcher" else part].append(parameter)
+                parts["adapter" if part == "matcher" else part].append(parameter)
         rates = recipe.learning_rate, recipe.adapter_learning_rate, recipe.tail_learning_rate
         groups = [{"params": params, "lr": rate} for params, rate in zip(parts.values(), rates, strict=True)]
         optimiser: torch.optim.Optimizer
