@@ -48,13 +48,18 @@ class MaskDecoder(nn.Module):
             self.skip.weight[0, 0] = 2.0
             self.skip.bias.fill_(-2.0)  # type: ignore[union-attr]
 
-    def forward(self, pyramid: tuple[Tensor, Tensor, Tensor], cues: Tensor) -> Tensor:
-        """Logits (B, H/4, W/4) from the strides 4, 8 and 16 and cues (B, CUES, H/8, W/8), or as fine as stride 4."""
-        size8, size4 = pyramid[1].shape[-2:], pyramid[0].shape[-2:]
-        unit = [F.normalize(level, dim=1) * level.shape[1] ** 0.5 for level in pyramid]
-        x = F.interpolate(self.coarse(unit[2]), size=size8, mode="bilinear", align_corners=False)
+    def project(self, pyramid: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the features of strides 4, 8 and 16 say, at strides 8 and 4; the same in every round."""
+        fine, middle, coarse = (F.normalize(level, dim=1) * level.shape[1] ** 0.5 for level in pyramid)
+        upper = F.interpolate(self.coarse(coarse), size=middle.shape[-2:], mode="bilinear", align_corners=False)
+        return upper + self.middle(middle), self.fine(fine)
+
+    def forward(self, projected: tuple[Tensor, Tensor], cues: Tensor) -> Tensor:
+        """Logits (B, H/4, W/4) from `project` and cues (B, CUES, H/8, W/8), or as fine as stride 4."""
+        middle, fine = projected
+        size8, size4 = middle.shape[-2:], fine.shape[-2:]
         coarse_cues = cues if cues.shape[-2:] == size8 else F.adaptive_avg_pool2d(cues, (size8[0], size8[1]))
-        x = self.block8(x + self.middle(unit[1]) + self.cues(coarse_cues))
-        x = F.interpolate(x, size=size4, mode="bilinear", align_corners=False) + self.fine(unit[0])
+        x = self.block8(middle + self.cues(coarse_cues))
+        x = F.interpolate(x, size=size4, mode="bilinear", align_corners=False) + fine
         plain = F.interpolate(self.skip(cues), size=size4, mode="bilinear", align_corners=False)
         return (self.head(x + self.block4(x)) + plain).squeeze(1)

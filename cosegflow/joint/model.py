@@ -111,6 +111,8 @@ class JointOutput(NamedTuple):
     rounds: tuple[Round, ...]
     features_a: Tensor
     features_b: Tensor
+    encoded: Encoded
+    """What else is known of the photographs; its pyramids serve again in `JointModel.encode_beside`."""
 
 
 def to_grid(mask: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
@@ -197,7 +199,17 @@ class JointModel(nn.Module):
                 raise ImageSizeError(
                     f"{name}: the decoder 'paper' needs {side} x {side} pixels (image_size), got {got}"
                 )
-        pyramid_a, pyramid_b = self.pyramid(image_a), self.pyramid(image_b)
+        if image_a.shape == image_b.shape:  # one batch is faster than two
+            halves = [level.chunk(2) for level in self.pyramid(torch.cat((image_a, image_b)))]
+            (fine_a, fine_b), (middle_a, middle_b), (coarse_a, coarse_b) = halves
+            pyramid_a, pyramid_b = (fine_a, middle_a, coarse_a), (fine_b, middle_b, coarse_b)
+        else:
+            pyramid_a, pyramid_b = self.pyramid(image_a), self.pyramid(image_b)
+        return Encoded(image_a, image_b, pyramid_a, pyramid_b, *self.adapter(pyramid_a, pyramid_b))
+
+    def encode_beside(self, image_a: Tensor, image_b: Tensor, pyramid_b: Pyramid) -> Encoded:
+        """`encode` where the pyramid of b is known, as of a photograph that was encoded with another."""
+        pyramid_a = self.pyramid(image_a)
         return Encoded(image_a, image_b, pyramid_a, pyramid_b, *self.adapter(pyramid_a, pyramid_b))
 
     def _describe(self, image: Tensor, other: Pyramid) -> tuple[Tensor, Tensor]:
@@ -239,13 +251,10 @@ class JointModel(nn.Module):
         stacked = [torch.stack((similar[i], fitting[i], *sides[i][2:]), 1) for i in (0, 1)]
         return stacked[0], stacked[1]
 
-    def _decode(
-        self, pair: Encoded, cues: tuple[Tensor, Tensor] | None, gates: tuple[Gate | None, Gate | None]
+    def _decode_paper(
+        self, decoder: PaperDecoder, pair: Encoded, gates: tuple[Gate | None, Gate | None]
     ) -> tuple[Tensor, Tensor]:
-        """Mask logits of a and of b."""
-        if isinstance(self.decoder, MaskDecoder):
-            assert cues is not None
-            return self.decoder(pair.pyramid_a, cues[0]), self.decoder(pair.pyramid_b, cues[1])
+        """Mask logits of a and of b by the decoder "paper"."""
         logits = []
         sides = (pair.image_a, pair.pyramid_a, pair.pyramid_b, gates[1]), (
             pair.image_b, pair.pyramid_b, pair.pyramid_a, gates[0],
@@ -257,7 +266,7 @@ class JointModel(nn.Module):
             if getattr(self.backbone, "stem_channels", 0):
                 with torch.no_grad():
                     stem = self.backbone.stem(image)
-            logits.append(self.decoder(own, stem, correlation_volume(other[2], own[2], weight)))
+            logits.append(decoder(own, stem, correlation_volume(other[2], own[2], weight)))
         return logits[0], logits[1]
 
     def forward(self, image_a: Tensor, image_b: Tensor, rounds: int | None = None) -> JointOutput:
@@ -274,6 +283,8 @@ class JointModel(nn.Module):
         gate_a: Gate | None = None
         gate_b: Gate | None = None
         masks: tuple[Tensor, Tensor] | None = None
+        if isinstance(self.decoder, MaskDecoder):
+            projected = self.decoder.project(pair.pyramid_a), self.decoder.project(pair.pyramid_b)
         for k in range(1 + (config.rounds if rounds is None else rounds)):
             if k:
                 thresholds = config.source_threshold, config.target_threshold
@@ -283,11 +294,12 @@ class JointModel(nn.Module):
                 )
                 gate_a, gate_b = gate_mask(masks[0], *thresholds), gate_mask(masks[1], *thresholds)
                 ab, ba = self.match(pair, gate_a, gate_b, free)
-            cues = None
-            if config.decoder == "cues":
+            if isinstance(self.decoder, PaperDecoder):
+                logits = self._decode_paper(self.decoder, pair, (gate_a, gate_b))
+            else:
                 # The cues of similarity stay those of the free matching: a dropped pixel can come back.
                 seen = ab._replace(similarity=free[0].similarity), ba._replace(similarity=free[1].similarity)
                 cues = self._cues(*seen, fa, fb, masks)
-            logits = self._decode(pair, cues, (gate_a, gate_b))
+                logits = self.decoder(projected[0], cues[0]), self.decoder(projected[1], cues[1])
             done.append(Round(ab, ba, logits[0], logits[1], gate_a, gate_b))
-        return JointOutput(tuple(done), fa, fb)
+        return JointOutput(tuple(done), fa, fb, pair)
