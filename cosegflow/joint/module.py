@@ -135,7 +135,7 @@ class JointModule(lightning.LightningModule):
                     add("edges", losses.mask_edges(soft, small))
         last = output.rounds[-1]
         if task != "coseg-only" and max(weights.equivariance, weights.known_flow) > 0:
-            surprise, error = self._self_supervised(batch, last)
+            surprise, error = self._self_supervised(batch, output, last)
             add("equivariance", surprise)
             add("known_flow", error)
         if task != "coseg-only" and weights.transitivity > 0 and batch.image_c is not None:
@@ -148,7 +148,7 @@ class JointModule(lightning.LightningModule):
         share = self.recipe.score_gradient
         return share * score + (1 - share) * score.detach()
 
-    def _self_supervised(self, batch: TrainingSample, stage: Round) -> tuple[Tensor, Tensor]:
+    def _self_supervised(self, batch: TrainingSample, output: JointOutput, stage: Round) -> tuple[Tensor, Tensor]:
         """(equivariance, known_flow) of one image of each pair: a of the even samples, b of the odd.
 
         It is warped by a known map, and what its mask calls foreground is pasted onto the sample's `ground`.
@@ -164,7 +164,10 @@ class JointModule(lightning.LightningModule):
         full = F.interpolate(mask.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
         cover = cosegflow.warp(full, flow, padding="border")
         pasted = cover * warped + (1 - cover) * batch.ground
-        pair = self.model.encode(pasted, image)
+        known = output.encoded  # the photograph was encoded with its pair
+        levels = zip(known.pyramid_a, known.pyramid_b, strict=True)
+        fine, middle, coarse = (torch.where(odd[:, None], b, a) for a, b in levels)
+        pair = self.model.encode_beside(pasted, image, (fine, middle, coarse))
         features_warped, features = pair.features_a.float(), pair.features_b.float()
         grid = (features.shape[-2], features.shape[-1])
         cells = F.interpolate(flow, size=grid, mode="area") * (grid[1] / size[1])
