@@ -1,6 +1,7 @@
 """``cosegflow data check ROOT``: which data sets are there, and what is missing of them."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +44,11 @@ def main(arguments: argparse.Namespace) -> int:
     from cosegflow.data.check import check_folder, not_found
     from cosegflow.data.errors import DatasetError
     from cosegflow.data.registry import canonical_name
-    from cosegflow.evaluate.output import check_output_file, write_json
+    from cosegflow.evaluate.output import check_output_file, print_any_name, write_json
 
-    root: Path = arguments.root
-    if not root.is_dir():
+    print_any_name()
+    root = Path(os.path.expanduser(arguments.root))
+    if not os.path.isdir(root):
         raise DatasetError(f"ROOT: {root}: need an existing folder")
     if arguments.json is not None:
         check_output_file(arguments.json, "--json")

@@ -103,8 +103,9 @@ def main(arguments: argparse.Namespace) -> int:
     Raises:
         EvaluationError, DatasetError, CheckpointError, BackboneError: one line that names the argument or file.
     """
-    from cosegflow.evaluate.output import check_output_file, print_table, progress, write_json
+    from cosegflow.evaluate.output import check_output_file, print_any_name, print_table, progress, write_json
 
+    print_any_name()
     if arguments.json is not None:
         check_output_file(arguments.json, "--json")
 
@@ -113,6 +114,7 @@ def main(arguments: argparse.Namespace) -> int:
     from cosegflow._version import __version__
     from cosegflow.data.registry import open_dataset
     from cosegflow.evaluate import EvaluationError, evaluate_pairs, make_evaluator
+    from cosegflow.evaluate.protocols import KEYPOINT_THRESHOLDS
 
     start, date = time.monotonic(), datetime.datetime.now(datetime.timezone.utc)
     dataset = open_dataset(
@@ -153,7 +155,10 @@ def main(arguments: argparse.Namespace) -> int:
         },
         "per_pair": per_pair,
     }
-    print_table(f"{dataset.name}, {described['method']}, {described['backbone']}", content, evaluator.columns)
+    title = f"{dataset.name}, {described['method']}, {described['backbone']}"
+    if described["masks"] != "predicted" and dataset.name not in KEYPOINT_THRESHOLDS:
+        title += f", masks: {described['masks']}"
+    print_table(title, content, evaluator.columns)
     if arguments.json is not None:
         write_json(arguments.json, content, "--json")
         print(arguments.json)

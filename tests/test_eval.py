@@ -3,6 +3,7 @@
 import argparse
 import builtins
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ class Shift:
 
     device = torch.device("cpu")
 
-    def __init__(self, dx: float = 0.0, dy: float = 0.0, has_masks: bool = True) -> None:
-        self.shift, self.has_masks = torch.tensor([dx, dy]), has_masks
+    def __init__(self, dx: float = 0.0, dy: float = 0.0) -> None:
+        self.shift = torch.tensor([dx, dy])
 
     def predict(self, image_a: torch.Tensor, image_b: torch.Tensor) -> Prediction:
         masks = []
@@ -49,7 +50,7 @@ class Shift:
         return transfer_keypoints(self.predict(image_a, image_b).flow_ab, points[None])[0]
 
     def describe(self) -> dict:
-        return {"method": "shift", "backbone": None}
+        return {"method": "shift", "backbone": None, "masks": "predicted"}
 
 
 def keypoint_pair(category: str, *offsets: tuple[float, float], **fields) -> Pair:
@@ -119,7 +120,8 @@ def test_flow_accuracy_and_iou_per_group():
     assert found["flow_accuracy"] == pytest.approx(2.5 / 3) and found["iou"] == 0.5
     assert found["per_category"]["JODS"]["flow_accuracy"] == 0.5 and found["per_category"]["PASCAL"]["pairs"] == 2
     assert found["mean_of_categories"]["flow_accuracy"] == 0.75
-    found = evaluate_pairs(pairs, Shift(has_masks=False), make_evaluator("tss", ["JODS", "PASCAL"]))
+    bare = [pair._replace(mask_a=None) for pair in pairs]
+    found = evaluate_pairs(bare, Shift(), make_evaluator("tss", ["JODS", "PASCAL"]))
     assert found["iou"] is None and found["per_category"]["JODS"]["iou"] is None
 
 
@@ -129,15 +131,12 @@ def test_masks_and_label_transfer():
     pair = Pair(torch.zeros(3, 4, 8), torch.zeros(3, 4, 8), "x", truth.roll(1, 1), truth, name="x")
     found = evaluate_pairs([pair], Shift(), make_evaluator("internet", ["x"]))
     assert found["precision"] == pytest.approx(2 / 8) and found["jaccard"] == pytest.approx(1 / 7)
-    found = evaluate_pairs([pair], Shift(has_masks=False), make_evaluator("internet", ["x"]))
-    assert found["precision"] is None and found["jaccard"] is None and found["pairs"] == 1
     # the object is one column further right in a: the flow from b to a is +1
     found = evaluate_pairs([pair], Shift(1), make_evaluator("caltech-101", ["x"]))
     assert (found["lt_acc"], found["iou"], found["loc_err"]) == (1, 1, 0)
     assert found["segmentation"] == {"precision": 0.5, "jaccard": pytest.approx(2 / 6)}
-    found = evaluate_pairs([pair], Shift(has_masks=False), make_evaluator("caltech-101", ["x"]))
+    found = evaluate_pairs([pair], Shift(), make_evaluator("caltech-101", ["x"]))
     assert found["lt_acc"] == pytest.approx(6 / 8) and found["loc_err"] == 0.25
-    assert found["segmentation"] == {"precision": None, "jaccard": None}
 
 
 def test_composed_pairs():
@@ -235,6 +234,64 @@ def test_json_of_keypoints(tmp_path: Path, willow: Path, checkpoint: Path, capsy
     assert [p.name for p in tmp_path.glob(".unfinished*")] == []
 
 
+def tss_folder(root: Path) -> Path:
+    """TSS's layout: one pair, the object a quarter of either photograph."""
+    folder = root / "TSS_CVPR2016" / "JODS" / "car_01_02"
+    for n, (width, height) in ((1, (40, 32)), (2, (64, 24))):
+        save_noise(folder / f"image{n}.png", width, height)
+        truth = np.zeros((height, width), dtype=np.uint8)
+        truth[: height // 2, : width // 2] = 1
+        Image.fromarray(truth).save(folder / f"mask{n}.png")
+        flow = np.where(truth, 2.0, 1e10).astype("<f4")[..., None].repeat(2, 2)
+        head = np.float32(202021.25).tobytes() + np.array([width, height], "<i4").tobytes()
+        (folder / f"flow{n}.flo").write_bytes(head + flow.tobytes())
+    (folder / "flip_gt.txt").write_text("0\n")
+    return root
+
+
+def test_zero_shot_takes_the_whole_photograph_as_mask(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out.json"
+    zero = ("--zero-shot", "--backbone", "tiny", "--image-size", 32, "--json", out)
+    assert run("--dataset", "tss", "--root", tss_folder(tmp_path / "TSS"), *zero) == 0
+    content = json.loads(out.read_text())
+    assert content["pairs"] == 2 and 0 <= content["flow_accuracy"] <= 1 and content["masks"] == "whole photographs"
+    assert content["iou"] == content["per_category"]["JODS"]["iou"] == 0.25
+    assert "masks: whole photographs" in capsys.readouterr().out
+
+
+def test_pairs_without_key_points_do_not_count(tmp_path: Path, willow: Path):
+    path, out = willow / "test_pairs.csv", tmp_path / "out.json"
+    header, row = path.read_text().splitlines()
+    path.write_text("\n".join((header, row, ",".join(row.split(",")[:3]) + ",,,,")))
+    zero = ("--zero-shot", "--backbone", "tiny", "--image-size", 32, "--json", out)
+    assert run("--dataset", "pf-willow", "--root", willow, *zero) == 0
+    content = json.loads(out.read_text())
+    assert content["pairs"] == 2 and content["points"] == 10
+    assert content["per_pair"][1]["pck"] == dict.fromkeys(ALPHAS)
+    assert content["pck"] == content["per_pair"][0]["pck"]
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    name = os.fsdecode(b"caf\xe9")
+    try:
+        for i in range(2):
+            save_noise(tmp_path / name / name / f"{i}.png", 40, 30)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    folder, out = tmp_path / name / name / "GroundTruth", tmp_path / "out.json"
+    folder.mkdir()
+    for i in range(2):
+        Image.new("L", (40, 30), 255).save(folder / f"{i}.png")
+    arguments = ["--dataset", "folder", "--root", str(tmp_path / name), "--zero-shot", "--backbone", "tiny"]
+    assert cli.main(["eval", *arguments, "--json", str(out)]) == 0
+    content = json.loads(out.read_text(encoding="utf-8"))
+    assert list(content["per_category"]) == [name] and content["precision"] == content["jaccard"] == 1
+    (folder / "1.png").unlink()
+    assert cli.main(["data", "check", str(tmp_path / name), "--json", str(out)]) == 1
+    assert json.loads(out.read_text(encoding="utf-8"))["datasets"][0]["missing"] == [str(folder / "1.png")]
+    assert "missing: " in capfd.readouterr().out
+
+
 def test_a_checkpoint_segments_a_folder(tmp_path: Path, checkpoint: Path):
     for i in range(3):
         save_noise(tmp_path / "photos" / "cat" / f"{i}.png", 40 + i, 50)
@@ -266,6 +323,10 @@ def test_exactly_one_method(willow: Path, capsys: pytest.CaptureFixture[str], wh
         (["--dataset", "imagenet"], DatasetError, "need one of tss, internet"),
         (["--root", "nowhere"], DatasetError, "existing folder"),
         (["--json", "nowhere/out.json"], EvaluationError, "--json: nowhere/out.json: .*not an existing folder"),
+        (["--json", "x" * 300], EvaluationError, "--json: x*: cannot write"),
+        (["--root", ""], DatasetError, "existing folder, got ''"),
+        (["--root", "x" * 300], DatasetError, "existing folder"),
+        (["--pairs", "x" * 300], DatasetError, "pairs: x*: no such file"),
         (["--json", "."], EvaluationError, "--json: .*is a folder"),
         (["--threshold", "bbox"], EvaluationError, "--threshold: 'bbox' needs annotated boxes"),
         (["--device", "toaster"], EvaluationError, "--device: toaster"),
@@ -318,6 +379,30 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": None} and len(list(tmp_path.iterdir())) == 1
     check_output_file(tmp_path / "b.json", "--json")
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_json_through_a_link_and_into_a_pipe(tmp_path: Path):
+    """A device or pipe stays one: renaming a file to /dev/null would replace it."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    check_output_file(tmp_path / "link.json", "--json")
+    write_json(tmp_path / "link.json", {"x": 1}, "--json")
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "real.json").read_text()) == {"x": 1}
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        check_output_file(pipe, "--json")
+        write_json(pipe, {"x": 2}, "--json")
+        assert pipe.is_fifo() and json.loads(os.read(reader, 1000)) == {"x": 2}
+    finally:
+        os.close(reader)
+
+
+def test_home_folder(tmp_path: Path, willow: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    zero = ("--zero-shot", "--backbone", "tiny", "--image-size", 32, "--pairs", f"~/{willow.name}/test_pairs.csv")
+    assert run("--dataset", "pf-willow", f"--root=~/{willow.name}/", *zero, "--json=~/out.json") == 0
+    assert json.loads((tmp_path / "out.json").read_text())["pairs"] == 1
 
 
 def test_table_and_progress_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

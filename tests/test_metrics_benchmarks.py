@@ -69,6 +69,7 @@ def test_reference_lengths():
     box = torch.tensor([[2.0, 3, 9, 7]])
     assert keypoint_box_length(found).tolist() == [10]
     assert keypoint_box_length(points((NAN, NAN))).tolist() == [0]
+    assert keypoint_box_length(torch.zeros(2, 0, 2)).tolist() == [0, 0]
     lengths = [float(reference_length(name, found, (30, 40), box)) for name in ("bbox", "bbox-kp", "img", "scnet")]
     assert lengths == [7, 10, 40, 224]
     with pytest.raises(ValueError, match="annotated box"):

@@ -1,5 +1,6 @@
 """Opens any data set by its name, for evaluation (pairs with truth) or for training (photographs by class label)."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -71,9 +72,14 @@ def loader_of(name: str) -> Loader:
 def _folder(name: str, root: str | Path | None) -> Path:
     if name == "stamps" and (root is None or str(root) == "none"):
         return ANYWHERE if root is None else Path(root)
-    if root is None or not Path(root).is_dir():
+    if root is None or not str(root) or not os.path.isdir(_expanded(root)):
         raise DatasetError(f"{name}: root: need an existing folder, got {str(root) if root is not None else None!r}")
-    return Path(root)
+    return _expanded(root)
+
+
+def _expanded(path: str | Path) -> Path:
+    """With the home folder for ``~``, which no shell puts in for ``--root=~/x`` or in a configuration."""
+    return Path(os.path.expanduser(path))
 
 
 def _split(name: str, split: str, known: tuple[str, ...]) -> str:
@@ -88,8 +94,8 @@ def _pairs_file(name: str, root: Path, pairs: str | Path | None) -> Path | None:
         return None
     if name in WITHOUT_LIST:
         raise DatasetError(f"{name}: pairs: this data set has no list of pairs, got {pairs}")
-    for path in (Path(pairs), root / pairs):
-        if path.is_file():
+    for path in (_expanded(pairs), root / pairs):
+        if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             return path
     raise DatasetError(f"{name}: pairs: {pairs}: no such file")
 

@@ -35,7 +35,7 @@ class FlowEvaluator:
         size_b = (pair.image_b.shape[1], pair.image_b.shape[2])
         accuracy = self.accuracy(found.flow_ab, pair.flow_ab[None], size_b, category, valid).overall.reshape(-1)
         iou = None
-        if predictor.has_masks and pair.mask_a is not None:
+        if pair.mask_a is not None:
             iou = MaskIoU()(found.mask_a, pair.mask_a[None])
             self.ious.update(iou.reshape(1, 1), category)
         return {"flow_accuracy": number(accuracy[0]), "iou": number(iou)}
@@ -89,9 +89,8 @@ class ComposedEvaluator:
             truth = pair.flow_ab[None], pair.valid_ab[None]
             values[:-2] = PCK(self.alphas)(found.flow_ab, *truth, box_length(pair.mask_b[None]))
             values[-2] = EndPointError()(found.flow_ab, *truth)
-        if predictor.has_masks:
-            both = ((found.mask_a, pair.mask_a), (found.mask_b, pair.mask_b))
-            values[-1] = torch.stack([MaskIoU()(mask, truth[None]) for mask, truth in both]).mean()
+        both = ((found.mask_a, pair.mask_a), (found.mask_b, pair.mask_b))
+        values[-1] = torch.stack([MaskIoU()(mask, truth[None]) for mask, truth in both]).mean()
         self.means.update(values[None], str(pair.category))
         return self._named(values)
 

@@ -31,15 +31,13 @@ class SegmentationEvaluator:
         self.metric = PrecisionJaccard(categories=categories)
 
     def update(self, pair: Pair, predictor: Predictor) -> dict[str, Any]:
-        """Adds the mask of a; null without masks.
+        """Adds the mask of a.
 
         Raises:
             EvaluationError: the photograph has no true mask.
         """
         if pair.mask_a is None:
             raise EvaluationError(f"pair {pair.name}: its first photograph has no mask; co-segmentation needs one")
-        if not predictor.has_masks:
-            return dict.fromkeys(self.columns)
         found = predictor.predict(pair.image_a, pair.image_b)
         values = self.metric(found.mask_a, pair.mask_a[None], str(pair.category)).overall
         return {name: number(value) for name, value in zip(self.columns, values, strict=True)}
@@ -52,7 +50,7 @@ class SegmentationEvaluator:
 class TransferEvaluator:
     """Caltech-101: a's outline is carried to b by the flow from b to a, and compared with b's outline.
 
-    Where there are masks, precision and Jaccard index of b's mask too.
+    Precision and Jaccard index of b's predicted mask too.
     """
 
     columns = ("lt_acc", "iou", "loc_err")
@@ -72,8 +70,7 @@ class TransferEvaluator:
         category = str(pair.category)
         found = predictor.predict(pair.image_b, pair.image_a)
         values = self.metric(found.flow_ab, pair.mask_b[None], pair.mask_a[None], category).overall
-        if predictor.has_masks:
-            self.segmentation.update(found.mask_a, pair.mask_b[None], category)
+        self.segmentation.update(found.mask_a, pair.mask_b[None], category)
         return {name: number(value) for name, value in zip(self.columns, values, strict=True)}
 
     def result(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The table, the progress bar and the JSON file."""
 
+import io
 import json
 import os
 import sys
@@ -22,11 +23,23 @@ def check_output_file(path: Path, argument: str) -> None:
     Raises:
         EvaluationError: it is a folder, or its folder is missing or cannot be written.
     """
-    if path.is_dir():
+    target = _target(path)
+    folder = target.parent
+    if os.path.isdir(target):
         raise EvaluationError(f"{argument}: {path}: is a folder, need a file")
-    folder = path.absolute().parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise EvaluationError(f"{argument}: {path}: {folder} is not an existing folder")
+    if _is_special(target):
+        if not os.access(target, os.W_OK):
+            raise EvaluationError(f"{argument}: {path}: cannot be written")
+        return
+    try:
+        if not os.path.lexists(target):
+            os.stat(target)  # an error other than that there is no such file: the name is too long
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise EvaluationError(f"{argument}: {path}: cannot write ({error.strerror or error})") from None
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -37,22 +50,44 @@ def check_output_file(path: Path, argument: str) -> None:
 def write_json(path: Path, content: dict[str, Any], argument: str) -> None:
     """Writes to a temporary file beside `path`, then renames it; an interrupted run leaves the old file whole.
 
+    A link's target is written; a device or pipe, such as /dev/stdout, is written to and stays what it is. Bytes of file
+    names that are not UTF-8 become JSON's escapes of lone surrogates, as Python reads such names.
+
     Raises:
         EvaluationError: it cannot be written.
     """
-    temporary = None
+    target, temporary = _target(path), None
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    data = text.encode("utf-8", "backslashreplace")
     try:
-        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        handle, temporary = tempfile.mkstemp(prefix=".unfinished-", suffix=".json", dir=path.absolute().parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        if _is_special(target):
+            target.write_bytes(data)
+            return
+        handle, temporary = tempfile.mkstemp(prefix=".unfinished-", suffix=".json", dir=target.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise EvaluationError(f"{argument}: {path}: cannot write ({error.strerror or error})") from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
+def _is_special(path: Path) -> bool:
+    """A device, pipe or socket: renaming a file to it would destroy it."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def print_any_name() -> None:
+    """Lets stdout escape what it cannot encode (a file name that is not UTF-8), as stderr does, in place of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def table_rows(result: dict[str, Any], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:

@@ -18,9 +18,6 @@ from cosegflow.metrics import transfer_keypoints
 class Predictor(Protocol):
     """Matches and segments one pair of photographs (3, H, W) in [0, 1] on the CPU, of any sizes."""
 
-    has_masks: bool
-    """Whether the masks mean something; metrics of masks are null where not."""
-
     device: torch.device
     """Where it computes."""
 
@@ -58,8 +55,6 @@ def _to_cpu(found: Prediction) -> Prediction:
 class CheckpointPredictor:
     """A trained model; key points move by its flow, interpolated bilinearly at the photographs' own sizes."""
 
-    has_masks = True
-
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
         """Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -76,19 +71,18 @@ class CheckpointPredictor:
         return transfer_keypoints(self.predict(image_a, image_b).flow_ab, points[None])[0]
 
     def describe(self) -> dict[str, Any]:
-        """Method, backbone, path and SHA-256 of a checkpoint that is one file."""
+        """Method, backbone, what the masks are, path and SHA-256 of a checkpoint that is one file."""
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path.is_file() else None
         return {
             "method": "checkpoint",
             "backbone": self.model.config.backbone,
+            "masks": "predicted",
             "checkpoint": {"path": str(self.path), "sha256": digest, "config": self.model.config.to_dict()},
         }
 
 
 class ZeroShotPredictor:
-    """Cosine nearest neighbour of a pretrained backbone (`ZeroShotMatcher`); no masks."""
-
-    has_masks = False
+    """Cosine nearest neighbour of a pretrained backbone (`ZeroShotMatcher`); each mask is the whole photograph."""
 
     def __init__(
         self,
@@ -113,10 +107,11 @@ class ZeroShotPredictor:
         return self.matcher.transfer(*(value.to(self.device) for value in (image_a, image_b, points))).cpu()
 
     def describe(self) -> dict[str, Any]:
-        """Method, backbone and the side of the squashed photographs."""
+        """Method, backbone, what the masks are, and the side of the squashed photographs."""
         return {
             "method": "zero-shot",
             "backbone": self.backbone,
             "image_size": self.matcher.image_size,
+            "masks": "whole photographs",
             "checkpoint": None,
         }

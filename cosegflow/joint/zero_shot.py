@@ -21,7 +21,7 @@ BLOCK = 1 << 16
 
 
 class ZeroShotMatcher(nn.Module):
-    """Matches photographs of any size by pretrained features alone; it has no masks."""
+    """Matches photographs of any size by pretrained features alone; its masks are the whole photographs."""
 
     def __init__(self, backbone: nn.Module, image_size: int = IMAGE_SIZE) -> None:
         """backbone: a `Backbone`. image_size: both sides in pixels, a multiple of 16."""

@@ -39,6 +39,8 @@ def transfer_keypoints(flow: Tensor, points: Tensor) -> Tensor:
 
 def keypoint_box_length(points: Tensor) -> Tensor:
     """(B,): the longer side of the tight box around key points (B, K, 2); NaN points are left out; 0 for none."""
+    if points.shape[1] == 0:
+        return points.new_zeros(len(points))
     known = points.isfinite().all(2, keepdim=True)
     most = torch.where(known, points, -torch.inf).amax(1)
     least = torch.where(known, points, torch.inf).amin(1)
