@@ -111,60 +111,6 @@ def test_both_directions(tmp_path: Path):
         dataset[4]
 
 
-def test_the_list_of_pairs_is_found_or_named(tmp_path: Path):
-    willow(tmp_path)
-    write_csv(tmp_path / "notes.csv", ["name", "remark"], ["x", "y"])  # no list of pairs
-    assert len(open_dataset("pf-willow", tmp_path)) == 2
-    other = write_csv(tmp_path / "other.csv", HEADER, *list(csv.reader((tmp_path / "test_pairs.csv").open()))[1:2])
-    with pytest.raises(DatasetError, match=r"one \*.csv of pairs .* got 2: other.csv, test_pairs.csv"):
-        open_dataset("pf-willow", tmp_path)
-    assert len(open_dataset("pf-willow", tmp_path, pairs=other)) == 1
-    assert len(open_dataset("pf-willow", tmp_path, pairs="other.csv")) == 1
-    with pytest.raises(DatasetError, match=r"pairs: none.csv: no such file"):
-        open_dataset("pf-willow", tmp_path, pairs="none.csv")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(DatasetError, match="got none"):
-        open_dataset("pf-willow", empty)
-    with pytest.raises(DatasetError, match="root: need an existing folder"):
-        open_dataset("pf-willow", tmp_path / "nowhere")
-    with pytest.raises(DatasetError, match="split: need one of test, got 'train'"):
-        open_dataset("pf-willow", tmp_path, split="train")
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        (("a.png", "b.png", 3, "1;2", "1;2", "1;2", "1"), "line 2: 2 numbers in XB and 1 in YB"),
-        (("a.png", "b.png", 3, "1;2", "1;2", "1", "1"), "line 2: 2 points in the source and 1 in the target"),
-        (("a.png", "b.png", 3, "1;x", "1;2", "1;2", "1;2"), "line 2: XA: need numbers, got '1;x'"),
-        (("a.png", "b.png", 3, "1;inf", "1;2", "1;2", "1;2"), "line 2: XA: need numbers"),
-        (("a.png", "", 3, "1", "1", "1", "1"), "line 2: need a source and a target"),
-        (("a.png", "b.png", 3), "line 2: need 7 columns, got 3"),
-    ],
-)
-def test_rows_that_cannot_be_read(tmp_path: Path, row: Sequence[object], message: str):
-    path = write_csv(tmp_path / "pairs.csv", HEADER, row)
-    with pytest.raises(DatasetError, match=message) as caught:
-        open_dataset("pf-willow", tmp_path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_lists_that_cannot_be_read(tmp_path: Path):
-    for name, content, message in (
-        ("binary.csv", b"\xff\xfe\x00source", "not a CSV file"),
-        ("empty.csv", b"", "empty; need a header"),
-        ("header.csv", b"source_image,target_image,XA,YA,XB,YB\n", "has no row"),
-        ("short.csv", b"source_image,target_image,XA,YA\na,b,1,1\n", "missing: XB, YB"),
-        ("none.csv", b"source_image,target_image\na,b\n", "need key points"),
-        ("other.csv", b"x,y\n1,2\n", "need the columns source_image and target_image"),
-    ):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DatasetError, match=message) as caught:
-            open_dataset("pf-willow", tmp_path, pairs=name)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
-
-
 def test_photographs_that_are_missing_or_damaged(tmp_path: Path):
     dataset = open_dataset("pf-willow", willow(tmp_path))
     path = tmp_path / "PF-dataset/car(S) [1]/my car 1.png"
@@ -264,7 +210,7 @@ def test_tss(tmp_path: Path, listed: bool):
     for index, pair in enumerate(dataset):
         n = index % 2 + 1
         assert pair.flow_ab is not None and pair.valid_ab is not None and pair.mask_a is not None
-        assert pair.image_a.shape == (3, 30, 40) if n == 1 else (3, 28, 44)
+        assert pair.image_a.shape == ((3, 30, 40) if n == 1 else (3, 28, 44))
         assert pair.flow_ab.shape[1:] == pair.valid_ab.shape == pair.image_a.shape[1:]
         assert pair.valid_ab.sum() == 8 * 18 and float(pair.flow_ab.abs().max()) == 1.5 * n  # unknown flow is 0
         assert pair.flow_ab[:, 12, 14].tolist() == [1.5 * n, -0.5 * n]
@@ -421,6 +367,7 @@ def test_folder_of_photographs(tmp_path: Path):
     (tmp_path / "cats/notes.txt").write_text("no photograph")
     (tmp_path / "cats/._a.jpeg").write_bytes(b"hidden")
     mask(tmp_path / "cats/GroundTruth/a.png")
+    (tmp_path / "__MACOSX").mkdir()
     dataset = open_dataset("folder", tmp_path)
     assert dataset.categories == ["cats"] * 3 + ["red [cars]"] * 2
     assert dataset[4].mask_a is None
@@ -429,6 +376,13 @@ def test_folder_of_photographs(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="category empty: need at least two photographs, got none"):
         open_dataset("folder", tmp_path)
+    (tmp_path / "empty").rmdir()
+    (tmp_path / "cats/away.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(DatasetError, match=r"cats/away.jpg: no such file"):
+        open_dataset("folder", tmp_path)[0]
+    for name in ("two/same.png", "two/same.jpg"):
+        photograph(tmp_path / "stems" / name)
+    assert len({pair.name for pair in open_dataset("folder", tmp_path / "stems")}) == 2
     with pytest.raises(DatasetError, match="for each category, got 1 photographs that lie loose"):
         open_dataset("folder", photograph(tmp_path / "loose/x.jpg").parent)
 

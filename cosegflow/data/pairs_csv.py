@@ -28,8 +28,6 @@ class PairRow:
 
     number: int
     """From 1 on, without the header."""
-    line: int
-    """The line of the file."""
     source: str
     target: str
     label: str
@@ -38,22 +36,23 @@ class PairRow:
     points_a: Points | None
     """(K, 2) x, y in the source; None where the list has no coordinates."""
     points_b: Points | None
-    extra: dict[str, str]
-    """All columns, by their names in small letters."""
 
 
 def read_table(path: Path, dataset: str) -> list[tuple[int, dict[str, str]]]:
     """The line and the columns, by their names in small letters, of each row; empty rows are skipped.
 
     Raises:
-        DatasetError: missing, not text, no header, or a row of another length than the header.
+        DatasetError: missing, not text, no header, a column that comes twice, or a row of another length.
     """
     need_file(path, dataset)
     rows: list[tuple[int, dict[str, str]]] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
             header = [name.strip().lower() for name in next(reader, [])]
+            twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
+            if twice is not None:
+                raise DatasetError(f"{dataset}: {path}: the column {twice} comes twice")
             for values in reader:
                 if not any(value.strip() for value in values):
                     continue
@@ -73,7 +72,7 @@ def header_of(path: Path) -> list[str]:
     """The column names in small letters; none where it is no CSV file."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return [name.strip().lower() for name in next(csv.reader(file), [])]
+            return [name.strip().lower() for name in next(csv.reader(file, skipinitialspace=True), [])]
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
 
@@ -95,13 +94,19 @@ def first_source(path: Path) -> str:
     return next((rows[0][1][name] for name in SOURCE if rows and name in rows[0][1]), "")
 
 
-def list_pairs_csv(root: Path) -> list[Path]:
-    """The lists of pairs that lie directly in a folder, by name."""
+def list_csv(root: Path) -> list[Path]:
+    """The CSV files that lie directly in a folder, by name."""
     try:
-        found = sorted(p for p in root.iterdir() if p.suffix.lower() == ".csv" and not p.name.startswith("."))
+        return sorted(
+            p for p in root.iterdir() if p.suffix.lower() == ".csv" and not p.name.startswith(".") and p.is_file()
+        )
     except OSError:
         return []
-    return [path for path in found if is_pairs_csv(path)]
+
+
+def list_pairs_csv(root: Path) -> list[Path]:
+    """The lists of pairs that lie directly in a folder, by name."""
+    return [path for path in list_csv(root) if is_pairs_csv(path)]
 
 
 def find_pairs_csv(root: Path, dataset: str) -> Path:
@@ -112,7 +117,10 @@ def find_pairs_csv(root: Path, dataset: str) -> Path:
     """
     found = list_pairs_csv(root)
     if len(found) != 1:
-        got = f"{len(found)}: {', '.join(p.name for p in found[:5])}" if found else "none"
+        others = [p.name for p in list_csv(root)[:5]]
+        got = f"none ({', '.join(others)}: not in UTF-8, or without these columns)" if others else "none"
+        if found:
+            got = f"{len(found)}: {', '.join(p.name for p in found[:5])}"
         raise DatasetError(
             f"{dataset}: {root}: need one *.csv of pairs (source_image,target_image,...) there, got {got}; "
             "name the list (pairs)"
@@ -160,9 +168,7 @@ def read_pairs_csv(path: Path, dataset: str, *, outlines: bool = False) -> list[
         flip = values.get("flip", "0")
         if flip not in ("", "0", "1"):
             raise DatasetError(f"{where}: flip: need 0 or 1, got {flip!r}")
-        rows.append(
-            PairRow(number, line, values[source], values[target], values.get("class", ""), flip == "1", a, b, values)
-        )
+        rows.append(PairRow(number, values[source], values[target], values.get("class", ""), flip == "1", a, b))
     return rows
 
 

@@ -1,7 +1,8 @@
 """PF-PASCAL (Ham et al. 2017): photographs of the 20 PASCAL classes with key points and boxes.
 
 Layout: ``PF-dataset-PASCAL/JPEGImages/*.jpg``, ``PF-dataset-PASCAL/Annotations/<class>/*.mat`` (optional; ``kps``
-N x 2 with NaN, ``bbox``), and lists of pairs: test.csv (299 pairs), eval.csv or val.csv, train.csv. The training list
+N x 2 with NaN, ``bbox``), and lists of pairs: test.csv (299 pairs), eval.csv or val.csv, train.csv. Where none of these
+is there, the one CSV of pairs is the test list. The training list
 has no key points and a column ``flip``: 1 asks for the mirror images of both photographs.
 """
 
@@ -68,7 +69,9 @@ def _list(root: Path, split: str) -> Path | None:
         for name in LISTS[split]:
             if (root / folder / name).is_file():
                 return root / folder / name
-    return None
+    named = {name for names in LISTS.values() for name in names}
+    found = list_pairs_csv(root)
+    return found[0] if split == "test" and len(found) == 1 and found[0].name not in named else None
 
 
 def _category(row: PairRow) -> str:

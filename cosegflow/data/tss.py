@@ -2,8 +2,9 @@
 
 Layout: ``[TSS_CVPR2016/]{FG3DCar,JODS,PASCAL}/<pair>/`` with image1.png, image2.png, mask1.png, mask2.png, flow1.flo,
 flow2.flo and flip_gt.txt. flowN.flo lies on the grid of imageN and leads into the other image, as that is on disk, also
-where flip_gt is 1. A list ``data.csv`` (``imageA,imageB,flow_dir,flip,category``) is optional: in each row flow_dir is
-N, and imageB is imageN. So each directed pair here has imageN as a and the other image as b.
+where flip_gt is 1. A list is optional: ``data.csv``, or the one CSV file with its columns
+``imageA,imageB,flow_dir,flip,category``. In each row flow_dir is N, and imageB is imageN. So each directed pair here
+has imageN as a and the other image as b.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from cosegflow.data.annotations import need_file
 from cosegflow.data.entries import FilePairs, PairEntry
 from cosegflow.data.errors import DatasetError
 from cosegflow.data.folders import list_folders
-from cosegflow.data.pairs_csv import header_of, read_table
+from cosegflow.data.pairs_csv import header_of, list_csv, read_table
 from cosegflow.data.photograph_source import PhotographSource
 
 NAME = "tss"
@@ -59,8 +60,9 @@ def _base(root: Path) -> Path:
 
 
 def _list(root: Path) -> Path | None:
-    path = root / "data.csv"
-    return path if "flow_dir" in header_of(path) else None
+    found = [path for path in list_csv(root) if "flow_dir" in header_of(path)]
+    named = [path for path in found if path.name == "data.csv"]
+    return named[0] if named else found[0] if len(found) == 1 else None
 
 
 def _pair_folders(base: Path, group: str) -> list[Path]:
