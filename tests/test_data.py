@@ -1,6 +1,7 @@
 """Data: exact truth of composed pairs, the sources and their split, photographs of the user's own."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +285,21 @@ def test_masks_of_another_size():
         fit_mask(mask, (20, 10), path, "x")
 
 
+def test_the_limit_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pillow warns from 89 megapixels on and refuses twice as many; below the limit here nothing is printed."""
+    Image.new("L", (40, 30)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_photograph(tmp_path / "x.png").shape == (3, 30, 40)
+    monkeypatch.setattr(photographs, "LARGEST_PIXELS", 1100)
+    with pytest.raises(PhotographError, match=r"x.png: 40 x 30 pixels; at most 178 megapixels are read"):
+        read_photograph(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(PhotographError, match=r"x.png: too many pixels; at most 178 megapixels"):
+        read_photograph(tmp_path / "x.png")
+
+
 def test_bad_photographs(tmp_path: Path):
     Image.new("RGB", (15, 400)).save(tmp_path / "tiny.png")
     (tmp_path / "text.jpg").write_text("no image")
@@ -296,6 +312,7 @@ def test_bad_photographs(tmp_path: Path):
         ("empty.png", "not an image"),
         ("cut.png", "damaged"),
         ("nothing.png", "no such file"),
+        ("x" * 300 + ".png", "no such file"),
         (".", "is a folder"),
     ):
         with pytest.raises(PhotographError, match=message) as caught:

@@ -1,6 +1,7 @@
 """Reads what accompanies photographs: masks, outlines, .flo flows, .mat and JSON files; every error names the file."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ Values = npt.NDArray[np.float64]
 
 def need_file(path: Path, dataset: str) -> None:
     """Raises a DatasetError where there is no such file."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         raise DatasetError(f"{dataset}: {path}: is a folder, need a file")
-    if not path.exists():
+    if not os.path.exists(path):
         raise DatasetError(f"{dataset}: {path}: no such file")
 
 

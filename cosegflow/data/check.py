@@ -1,6 +1,7 @@
 """What is there of each data set below a folder, and what is missing."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,9 +55,7 @@ def find_folders(name: str, root: Path) -> list[Path]:
     return []
 
 
-def check_folder(
-    root: Path, name: str | None = None, *, read: bool = False, advance: Callable[[str], None] = lambda name: None
-) -> list[Finding]:
+def check_folder(root: Path, name: str | None = None, *, read: bool = False) -> list[Finding]:
     """Looks for data sets at and below `root`, and for every file that their pairs need.
 
     A folder for each category, which almost any folder looks like, is only taken for a data set where nothing else is
@@ -66,13 +65,11 @@ def check_folder(
         root: an existing folder.
         name: only this data set; where no folder looks like it, `root` is taken for it, to tell what is missing.
         read: also read every pair, which finds damaged files and takes long.
-        advance: called with the name of a data set before it is looked at.
     """
     findings: list[Finding] = []
     for each in DATASETS if name is None else (name,):
         if each == "folder" and name is None and (findings or not loader_of(each).is_here(root)):
             continue
-        advance(each)
         folders = [root] if each == "folder" else find_folders(each, root)
         for folder in folders or ([root] if name else []):
             loader = loader_of(each)
@@ -86,7 +83,7 @@ def _check_split(name: str, loader: Loader, folder: Path, split: str, read: bool
         dataset = loader.open_pairs(folder, None, split, False)
     except DatasetError as error:
         return Finding(name, split, folder, problems=(str(error),))
-    missing = [path for path in dataset.files() if not path.is_file()]
+    missing = [path for path in dataset.files() if not os.path.isfile(path)]
     problems = _unreadable(dataset, set(missing)) if read else []
     return Finding(
         name,

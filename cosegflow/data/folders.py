@@ -1,5 +1,6 @@
 """Folders of photographs: which files count, and the pairs of a data set that names none."""
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,17 @@ class MaskedPhotograph:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, by name; hidden ones are left out. None where it is no folder that can be read."""
-    return sorted(path for path in _children(folder) if path.is_dir())
+    """The folders in a folder, by name, without hidden ones and macOS's __MACOSX; none where it cannot be read."""
+    return sorted(path for path in _children(folder) if path.is_dir() and path.name != "__MACOSX")
 
 
 def list_photographs(folder: Path) -> list[Path]:
-    """The photographs in a folder, by name, without those in folders below it; hidden files are left out."""
-    return sorted(path for path in _children(folder) if path.suffix.lower() in SUFFIXES and path.is_file())
+    """The photographs in a folder, by name, without those in folders below it; hidden files are left out.
+
+    A link that leads nowhere counts, so that reading it names it.
+    """
+    named = (path for path in _children(folder) if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in named if path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def _children(folder: Path) -> list[Path]:
@@ -41,7 +46,7 @@ def mask_of(image: Path, folder: Path) -> Path:
     """The mask of a photograph: the file of its stem in `folder`, with any usual suffix; .png where there is none."""
     for suffix in MASK_SUFFIXES:
         path = folder / f"{image.stem}{suffix}"
-        if path.is_file():
+        if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             return path
     return folder / f"{image.stem}.png"
 
@@ -60,7 +65,7 @@ def pairs_within_categories(dataset: str, categories: dict[str, list[MaskedPhoto
             found = f"only {items[0].image.name}" if items else "none"
             raise DatasetError(f"{dataset}: category {category}: need at least two photographs, got {found}")
         for first, second in zip(items, items[1:] + items[:1], strict=True):
-            name = f"{category}/{first.image.stem}-{second.image.stem}"
+            name = f"{category}/{first.image.name}-{second.image.name}"  # with suffixes: a.jpg and a.png may both exist
             entries.append(PairEntry(name, category, first.image, second.image, mask_a=first.mask, mask_b=second.mask))
     return entries
 

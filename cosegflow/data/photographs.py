@@ -1,5 +1,7 @@
 """Reads photographs of the user's own, with checks: any size, RGBA, grey, palette, 16 bit, EXIF orientation."""
 
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from torch import Tensor
 from cosegflow.data.errors import DatasetError
 
 SMALLEST = 16
-LARGEST_PIXELS = 200_000_000
+LARGEST_PIXELS = 178_000_000
+"""Pillow itself refuses a little more than this."""
 
 
 class PhotographError(DatasetError):
@@ -26,7 +29,7 @@ def read_photograph(path: str | Path, argument: str = "photograph") -> Tensor:
         argument: the name of the command's argument, for messages.
 
     Raises:
-        PhotographError: no such file, unreadable, not an image, smaller than 16 pixels, or more than 200 megapixels.
+        PhotographError: no such file, unreadable, not an image, smaller than 16 pixels, or more than 178 megapixels.
     """
     values = torch.from_numpy(_read(Path(path), argument, None)).permute(2, 0, 1).contiguous()
     return values.to(torch.float32).div_(255.0) if values.dtype == torch.uint8 else values
@@ -53,15 +56,18 @@ def read_reduced(path: str | Path, shorter: int, argument: str = "photograph") -
 
 def _read(path: Path, argument: str, shorter: int | None) -> npt.NDArray:
     """(H, W, 3), uint8, or float32 in [0, 1] for more than 8 bits; a JPEG perhaps at less than its size."""
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists, False for a name that is too long
         raise PhotographError(f"{argument}: {path}: no such file")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise PhotographError(f"{argument}: {path}: is a folder, need a photograph")
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is LARGEST_PIXELS
+            opened = Image.open(path)
+        with opened as picture:
             if picture.width * picture.height > LARGEST_PIXELS:
                 raise PhotographError(
-                    f"{argument}: {path}: {picture.width} x {picture.height} pixels; at most 200 megapixels are read"
+                    f"{argument}: {path}: {picture.width} x {picture.height} pixels; at most 178 megapixels are read"
                 )
             if min(picture.size) < SMALLEST:
                 raise PhotographError(
@@ -77,7 +83,7 @@ def _read(path: Path, argument: str, shorter: int | None) -> npt.NDArray:
     except UnidentifiedImageError:
         raise PhotographError(f"{argument}: {path}: not an image that Pillow can read") from None
     except Image.DecompressionBombError:
-        raise PhotographError(f"{argument}: {path}: too many pixels; at most 200 megapixels are read") from None
+        raise PhotographError(f"{argument}: {path}: too many pixels; at most 178 megapixels are read") from None
     except PermissionError:
         raise PhotographError(f"{argument}: {path}: permission denied") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
