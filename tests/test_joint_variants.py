@@ -17,6 +17,7 @@ from cosegflow.joint.model import ImageSizeError, JointModel, ModelConfig, Model
 from cosegflow.joint.module import JointModule, LossWeights, TrainConfig
 from cosegflow.joint.paper_decoder import PaperDecoder, bilinear_
 from cosegflow.joint.parametric import correlation_volume
+from cosegflow.joint.predict import predict
 
 TINY = ModelConfig(backbone="tiny", image_size=64)
 
@@ -188,6 +189,29 @@ def test_the_papers_decoder():
     for name, images in (("image_a", (a[..., :48], b)), ("image_b", (a, b[..., :48, :]))):
         with pytest.raises(ImageSizeError, match=f"{name}: the decoder 'paper' needs 64 x 64 pixels"):
             model(*images)
+
+
+@pytest.mark.parametrize(
+    "change", [{"decoder": "paper"}, {"matcher": "parametric"}, {"stride": 4}, {"kernel_sigma": 2.0}]
+)
+def test_predictions_of_every_form_have_the_photographs_sizes(change: dict):
+    model = JointModel(replace(TINY, **change)).eval()
+    found = predict(model, torch.rand(1, 3, 37, 91), torch.rand(1, 3, 120, 50))
+    assert found.flow_ab.shape == (1, 2, 37, 91) and bool(torch.isfinite(found.flow_ab).all())
+    assert found.mask_a.shape == (1, 37, 91) and found.mask_b.shape == (1, 120, 50)
+    assert found.confidence.shape == (1, 37, 91)
+
+
+@pytest.mark.parametrize("change", [{}, {"matcher": "parametric", "decoder": "paper"}, {"stride": 4}])
+def test_bfloat16_trains_every_form(change: dict):
+    module = JointModule(replace(TINY, **change), TrainConfig(contrast_size=32, weights=LossWeights(transitivity=1.0)))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.training_step(collate_training(blobs(2)), 0)
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(
+        p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.requires_grad
+    )
 
 
 def test_the_papers_decoder_without_a_stride_2_level():

@@ -9,7 +9,7 @@ from torch import Tensor
 import cosegflow
 from cosegflow.joint.losses import match_level
 from cosegflow.joint.matcher import Gate, Matching, match_gated
-from cosegflow.joint.model import JointModel
+from cosegflow.joint.model import JointModel, ModelConfig
 
 
 class Prediction(NamedTuple):
@@ -32,8 +32,9 @@ def model_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
     return max(16, round(height / 16) * 16), max(16, round(width / 16) * 16)
 
 
-def _shrink(image: Tensor, image_size: int) -> Tensor:
-    size = model_size((image.shape[-2], image.shape[-1]), image_size)
+def _shrink(image: Tensor, config: ModelConfig) -> Tensor:
+    side = config.image_size
+    size = (side, side) if config.square else model_size((image.shape[-2], image.shape[-1]), side)
     if tuple(image.shape[-2:]) == size:
         return image
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
@@ -62,8 +63,7 @@ def _assemble(
 @torch.no_grad()
 def predict(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
     """Flow and masks of a trained model for (B, 3, Ha, Wa) and (B, 3, Hb, Wb) in [0, 1], any sizes."""
-    side = model.config.image_size
-    output = model(_shrink(image_a, side), _shrink(image_b, side))
+    output = model(_shrink(image_a, model.config), _shrink(image_b, model.config))
     last = output.rounds[-1]
     masks = tuple(
         torch.sigmoid(_full(logits, _size(image)))
@@ -79,7 +79,7 @@ def predict_untrained(model: JointModel, image_a: Tensor, image_b: Tensor) -> Pr
     The similarity is smoothed by a 3 x 3 mean; the masks gate a second matching, as in the trained model.
     """
     config = model.config
-    small_a, small_b = _shrink(image_a, config.image_size), _shrink(image_b, config.image_size)
+    small_a, small_b = _shrink(image_a, config), _shrink(image_b, config)
     fa, fb = model.adapter(model.pyramid(small_a), model.pyramid(small_b))
     ab = match_gated(fa, fb, None, None, config.beta)
     ba = match_gated(fb, fa, None, None, config.beta)
@@ -98,9 +98,8 @@ def predict_untrained(model: JointModel, image_a: Tensor, image_b: Tensor) -> Pr
 @torch.no_grad()
 def predict_nearest(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
     """The plain baseline: cosine nearest neighbour of the stride-16 features, no masks (all foreground)."""
-    side = model.config.image_size
-    fa = model.pyramid(_shrink(image_a, side))[2]
-    fb = model.pyramid(_shrink(image_b, side))[2]
+    fa = model.pyramid(_shrink(image_a, model.config))[2]
+    fb = model.pyramid(_shrink(image_b, model.config))[2]
     found = cosegflow.match(fa, fb, return_index=True)
     score, width = found.score, fb.shape[-1]
     axes = [torch.arange(n, device=fa.device) for n in (fa.shape[-1], fa.shape[-2])]
