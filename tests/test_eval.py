@@ -4,6 +4,8 @@ import argparse
 import builtins
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +133,10 @@ def test_masks_and_label_transfer():
     pair = Pair(torch.zeros(3, 4, 8), torch.zeros(3, 4, 8), "x", truth.roll(1, 1), truth, name="x")
     found = evaluate_pairs([pair], Shift(), make_evaluator("internet", ["x"]))
     assert found["precision"] == pytest.approx(2 / 8) and found["jaccard"] == pytest.approx(1 / 7)
-    # the object is one column further right in a: the flow from b to a is +1
+    # the object is one column further right in a, which is wider: the flow from b to a is +1
+    wide = torch.zeros(4, 10, dtype=torch.bool)
+    wide[:, 3:7] = True
+    pair = pair._replace(image_a=torch.zeros(3, 4, 10), mask_a=wide)
     found = evaluate_pairs([pair], Shift(1), make_evaluator("caltech-101", ["x"]))
     assert (found["lt_acc"], found["iou"], found["loc_err"]) == (1, 1, 0)
     assert found["segmentation"] == {"precision": 0.5, "jaccard": pytest.approx(2 / 6)}
@@ -143,11 +148,12 @@ def test_composed_pairs():
     every = torch.ones(4, 10, dtype=torch.bool)
     flow = torch.zeros(2, 4, 10)
     flow[1] = 0.75
-    pair = Pair(torch.zeros(3, 4, 10), torch.zeros(3, 4, 10), "x", every, every, flow, every)
+    left = torch.arange(10).expand(4, 10) < 6  # the object of b: its box is 6 x 4
+    pair = Pair(torch.zeros(3, 4, 10), torch.zeros(3, 4, 10), "x", every, left, flow, every)
     without = pair._replace(flow_ab=None, valid_ab=None)
     found = evaluate_pairs([pair, without], Shift(), make_evaluator("stamps", ["x"]))
-    assert found["pck"] == {"0.05": 0, "0.1": 1, "0.15": 1}  # 0.75 pixels against 0.5, 1 and 1.5
-    assert found["end_point_error"] == pytest.approx(0.75) and found["iou"] == 0.5
+    assert found["pck"] == {"0.05": 0, "0.1": 0, "0.15": 1}  # 0.75 pixels against 0.3, 0.6 and 0.9
+    assert found["end_point_error"] == pytest.approx(0.75) and found["iou"] == pytest.approx((1 / 2 + 5 / 6) / 2)
 
 
 def test_nearest_positions_by_hand():
@@ -396,6 +402,9 @@ def test_json_through_a_link_and_into_a_pipe(tmp_path: Path):
         assert pipe.is_fifo() and json.loads(os.read(reader, 1000)) == {"x": 2}
     finally:
         os.close(reader)
+    code = "from cosegflow.evaluate.output import *; p = Path('/dev/stdout'); check_output_file(p, ''); "
+    code += "write_json(p, {}, '')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"{}\n"
 
 
 def test_home_folder(tmp_path: Path, willow: Path, monkeypatch: pytest.MonkeyPatch):

@@ -76,7 +76,9 @@ def write_json(path: Path, content: dict[str, Any], argument: str) -> None:
 
 
 def _target(path: Path) -> Path:
-    return Path(os.path.realpath(os.path.expanduser(path)))
+    """Without ~ and links, except for a device or pipe: /dev/stdout leads to a name that cannot be opened."""
+    written = Path(os.path.expanduser(path))
+    return written if _is_special(written) else Path(os.path.realpath(written))
 
 
 def _is_special(path: Path) -> bool:
