@@ -27,7 +27,7 @@ from cosegflow.data import (
     photographs,
     read_photograph,
 )
-from cosegflow.data.annotations import fit_mask, read_mask
+from cosegflow.data.annotations import fit_mask, read_flo, read_mask
 from cosegflow.data.composer import random_warp
 from cosegflow.data.photographs import read_reduced
 from cosegflow.data.sources import Background, Stamp
@@ -259,7 +259,8 @@ def test_masks_of_every_kind(tmp_path: Path):
         ("zero-255", Image.fromarray(byte * 255)),
         ("label-13", Image.fromarray(byte * 13)),
         ("bit", Image.fromarray(truth)),
-        ("deep", Image.fromarray(byte.astype(np.uint16) * 65535)),
+        ("deep", Image.fromarray(np.where(truth, 65535, 20000).astype(np.uint16))),  # the ground is below half
+        ("soft", Image.fromarray(np.where(truth, 140, 100).astype(np.uint8))),
         ("colour", Image.fromarray(np.stack((byte * 255, byte * 0, byte * 0), -1))),
         ("palette", palette),
         ("opaque", Image.merge("LA", (Image.fromarray(byte * 255), Image.new("L", (30, 20), 255)))),
@@ -269,8 +270,21 @@ def test_masks_of_every_kind(tmp_path: Path):
         assert found.dtype == np.bool_ and np.array_equal(found, truth), name
     Image.fromarray(byte * 255).save(tmp_path / "lossy.jpg", quality=95)
     assert (read_mask(tmp_path / "lossy.jpg", "x") != truth).sum() < 12
+    exif = Image.Exif()
+    exif[0x0112] = 6  # as for photographs: shown rotated by 90 degrees clockwise
+    Image.fromarray(byte * 255).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_mask(tmp_path / "turned.png", "x"), np.rot90(truth, -1))
     Image.new("L", (30, 20)).save(tmp_path / "empty.png")
     assert not read_mask(tmp_path / "empty.png", "x").any()
+
+
+def test_flow_is_known_where_both_components_are(tmp_path: Path):
+    flow = np.array([[[1.5, 1e9, 2, np.nan]], [[-3, 1, -1e10, 0]]], dtype="<f4")
+    head = np.float32(202021.25).tobytes() + np.array([4, 1], "<i4").tobytes()
+    (tmp_path / "x.flo").write_bytes(head + flow.transpose(1, 2, 0).tobytes())
+    found, known = read_flo(tmp_path / "x.flo", "x")
+    assert known.tolist() == [[True, False, False, False]]
+    assert found.tolist() == [[[1.5, 0, 0, 0]], [[-3, 0, 0, 0]]]
 
 
 def test_masks_of_another_size():

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from scipy.io import savemat
 
 import cosegflow
 from cosegflow.data import DATASETS, DatasetError, collate_pairs, open_dataset
-from cosegflow.data.entries import FilePairs
+from cosegflow.data.entries import FilePairs, PairEntry
 from cosegflow.data.registry import canonical_name
 from cosegflow.match_command import write_flo
 
@@ -109,6 +110,16 @@ def test_both_directions(tmp_path: Path):
     assert torch.equal(forward.keypoints_a, back.keypoints_b)
     with pytest.raises(IndexError):
         dataset[4]
+
+
+def test_a_reversed_pair_exchanges_everything_of_a_and_b():
+    named = [field.name for field in fields(PairEntry) if field.name.endswith(("_a", "_b"))]
+    assert len(named) == 12
+    entry = PairEntry("n", "c", **dict(zip(named, named, strict=True)), flow=Path("x"), mirrored=True)  # type: ignore[arg-type]
+    back = entry.swapped()
+    for name in named:
+        assert getattr(back, name) == name[:-1] + {"a": "b", "b": "a"}[name[-1]]
+    assert back.flow is None and back.mirrored and back.category == "c" and back.name != "n"
 
 
 def test_photographs_that_are_missing_or_damaged(tmp_path: Path):

@@ -185,6 +185,15 @@ def test_zero_shot_matches_a_photograph_to_itself():
         ZeroShotMatcher(make_backbone("tiny"), 50)
 
 
+def test_zero_shot_reduces_photographs_without_aliasing():
+    """A board of single pixels, reduced to a third, is nearly grey; every third pixel would be a board again."""
+    matcher = ZeroShotMatcher(make_backbone("tiny"), 32)
+    board = (torch.arange(96)[:, None] + torch.arange(96)).remainder(2).float().expand(3, 96, 96)
+    grey = matcher.features(torch.full((3, 32, 32), 0.5))
+    reduced, aliased = matcher.features(board), matcher.features(board[:, 1::3, 1::3])
+    assert float((reduced - grey).norm()) < 0.5 * float((aliased - grey).norm())
+
+
 def run(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
     eval_command.add_options(parser)
