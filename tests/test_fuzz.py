@@ -37,7 +37,7 @@ PLANTED = {
 
 
 def run(program: Path, *options: str, isa: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COSEGFLOW_CPU_ISA": isa, "ASAN_OPTIONS": "detect_leaks=0"}
+    environment = {**os.environ, "COSEGFLOW_CPU_ISA": isa}
     return subprocess.run([program, *options], env=environment, capture_output=True, text=True)
 
 
@@ -53,8 +53,9 @@ def test_cpu(isa):
 
 
 def test_hostsim():
-    done = run(program("hostsim"), "--inputs", str(INPUTS))
-    assert done.returncode == 0 and f"fuzz: {INPUTS} inputs" in done.stdout, done.stderr[-4000:]
+    inputs = INPUTS // 4  # each takes ten times as long
+    done = run(program("hostsim"), "--inputs", str(inputs))
+    assert done.returncode == 0 and f"fuzz: {inputs} inputs" in done.stdout, done.stderr[-4000:]
 
 
 @pytest.mark.parametrize("fault", PLANTED)

@@ -147,8 +147,8 @@ size_t correlation_backward_workspace_bytes_cuda(const CorrelationParams& p) {
 
 Status correlation_backward_cuda(const CorrelationParams& p, void* workspace, Stream stream) {
   if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
-  if (p.grad_fa.data == nullptr && p.grad_fb.data == nullptr) return {};
   if (Status s = check_workspace(workspace, correlation_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
+  if (p.grad_fa.data == nullptr && p.grad_fb.data == nullptr) return {};
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return backward<T>(p, workspace, stream);
