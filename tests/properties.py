@@ -1,7 +1,7 @@
 """Calls for the property tests.
 
-hypothesis draws sizes, layouts, dtypes, masks and options; values come from a generator with a drawn seed. The draws are
-the same in every run.
+hypothesis draws sizes, layouts, dtypes, masks and options; values come from a generator with a drawn seed. The draws
+are the same in every run.
 """
 
 from __future__ import annotations
