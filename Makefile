@@ -8,7 +8,7 @@ SMOKE_TORCH ?= torch==2.11.0
 SMOKE_VENV ?= build/smoke-venv
 export MPLBACKEND ?= Agg
 
-.PHONY: install demo test wheel smoke lint format gpu-check bench bench-report clean
+.PHONY: install demo test fuzz wheel smoke lint format gpu-check bench bench-report clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,14 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n auto tests
+
+# The C++ entry points under random params and sanitizers, for SECONDS; half of it over the simulated CUDA kernels.
+SECONDS ?= 600
+SEED ?= $(shell date +%s)
+fuzz: install
+	for kind in cpu hostsim; do \
+		"$$($(BIN)/python csrc/fuzz/build.py $$kind)" --seed $(SEED) --seconds $$(($(SECONDS) / 2)) || exit 1; \
+	done
 
 wheel: install
 	rm -rf $(WHEELHOUSE)

@@ -1,6 +1,5 @@
 // correlation on the CPU: tiles of products (see tile/product_kernel.h), written out in the features' type.
-#include "cosegflow/correlation.h"
-
+#include "common/correlation_checks.h"
 #include "common/dispatch.h"
 #include "cpu/feature_gradients_cpu.h"
 #include "cpu/image_loop_cpu.h"
@@ -130,6 +129,7 @@ class CorrelationBackward : CorrelationWork<accumulate_t<S>> {
 
 template <template <class> class Work>
 size_t workspace_bytes(const CorrelationParams& p, const CpuRuntime& runtime) {
+  if (!check_sizes(p).ok()) return 0;
   size_t bytes = 0;
   const Status status = dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
     bytes = ImageLoop<Work<typename decltype(tag)::type>, CorrelationParams>(p, runtime).workspace_bytes();
@@ -140,7 +140,6 @@ size_t workspace_bytes(const CorrelationParams& p, const CpuRuntime& runtime) {
 
 template <template <class> class Work>
 Status run(const CorrelationParams& p, void* workspace, const CpuRuntime& runtime) {
-  if (p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
   return dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
     ImageLoop<Work<typename decltype(tag)::type>, CorrelationParams>(p, runtime).run(workspace);
     return {};
@@ -158,10 +157,14 @@ size_t correlation_backward_workspace_bytes_cpu(const CorrelationParams& p, cons
 }
 
 Status correlation_forward_cpu(const CorrelationParams& p, void* workspace, const CpuRuntime& runtime) {
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, correlation_forward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   return run<CorrelationForward>(p, workspace, runtime);
 }
 
 Status correlation_backward_cpu(const CorrelationParams& p, void* workspace, const CpuRuntime& runtime) {
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, correlation_backward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   return run<CorrelationBackward>(p, workspace, runtime);
 }
 

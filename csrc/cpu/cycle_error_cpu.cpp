@@ -4,9 +4,9 @@
 // of rows of b: a band belongs to one task, which walks over a in raster order and takes the pixels whose upper taps
 // fall into its rows (it writes their gradient of flow_ab) or whose lower taps do. So nothing is atomic, each sum has
 // one order whatever the number of bands, and a pixel is computed once, or twice at the edge of a band.
+#include "common/cycle_error_checks.h"
 #include "common/cycle_error_math.h"
 #include "common/dispatch.h"
-#include "cosegflow/cycle_error.h"
 #include "cpu/runtime_cpu.h"
 
 namespace cosegflow {
@@ -105,6 +105,7 @@ Status backward(const CycleErrorParams& p, const CpuRuntime& runtime) {
 }  // namespace
 
 Status cycle_error_forward_cpu(const CycleErrorParams& p, const CpuRuntime& runtime) {
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   return dispatch_floating(p.flow_ab.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
@@ -120,6 +121,7 @@ Status cycle_error_forward_cpu(const CycleErrorParams& p, const CpuRuntime& runt
 }
 
 Status cycle_error_backward_cpu(const CycleErrorParams& p, const CpuRuntime& runtime) {
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   if (p.grad_ab.data == nullptr && p.grad_ba.data == nullptr) return {};
   return dispatch_floating(p.flow_ab.dtype,
                            [&](auto tag) -> Status { return backward<typename decltype(tag)::type>(p, runtime); });

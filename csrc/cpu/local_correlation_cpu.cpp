@@ -1,19 +1,20 @@
 // local_correlation on the CPU: entry points.
 #include "cpu/local_correlation_cpu.h"
 
+#include "common/local_correlation_checks.h"
+
 namespace cosegflow {
 namespace {
 
 size_t bytes(const LocalCorrelationCall& call) {
-  if (call.params.batch == 0) return 0;
+  if (!check_sizes(call.params).ok() || call.params.batch == 0) return 0;
   return call.params.flow.data == nullptr ? local_correlation_grid_bytes(call) : local_correlation_flow_bytes(call);
 }
 
 Status run(const LocalCorrelationCall& call, void* workspace) {
-  if (call.params.batch == 0) return {};
-  if (call.params.radius < 0 || call.params.radius > LocalCorrelationParams::kMaxRadius) {
-    return Status{"local_correlation: the radius is out of range"};
-  }
+  const Status checked = call.backward ? check_backward(call.params) : check_forward(call.params);
+  if (!checked.ok() || call.params.batch == 0) return checked;
+  if (Status s = check_workspace(workspace, bytes(call)); !s.ok()) return s;
   return call.params.flow.data == nullptr ? local_correlation_grid(call, workspace)
                                           : local_correlation_flow(call, workspace);
 }

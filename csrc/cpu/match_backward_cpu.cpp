@@ -1,7 +1,7 @@
 // match, backward: each tile of scores is computed again, turned into its gradient in place (softmax_kernel.h) and
 // multiplied into the gradients of the features while it is in the cache. Nothing larger than a tile is stored.
+#include "common/match_checks.h"
 #include "common/round_up.h"
-#include "cosegflow/match.h"
 
 #include "cpu/feature_gradients_cpu.h"
 #include "cpu/image_loop_cpu.h"
@@ -104,13 +104,14 @@ class MatchBackward {
 }  // namespace
 
 size_t match_backward_workspace_bytes_cpu(const MatchParams& p, const CpuRuntime& runtime) {
+  if (!check_sizes(p).ok()) return 0;
   if (p.fa.dtype == DType::kFloat64) return ImageLoop<MatchBackward<double>, MatchParams>(p, runtime).workspace_bytes();
   return ImageLoop<MatchBackward<float>, MatchParams>(p, runtime).workspace_bytes();
 }
 
 Status match_backward_cpu(const MatchParams& p, void* workspace, const CpuRuntime& runtime) {
-  if (p.fa.dtype == DType::kBool || p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
-  if (p.kernel_sigma > 0 && p.index == nullptr) return {"kernel_sigma needs the index of the forward"};
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, match_backward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   if (p.fa.dtype == DType::kFloat64) {
     ImageLoop<MatchBackward<double>, MatchParams>(p, runtime).run(workspace);
   } else {

@@ -1,6 +1,7 @@
 // match_both, backward: each tile of scores is computed again, turned into the sum of the gradients of both softmaxes
 // in place (softmax_both_kernel.h) and multiplied into the gradients of the features while it is in the cache: three
 // products in all, where two calls of match need six.
+#include "common/match_both_checks.h"
 #include "common/match_directions.h"
 #include "common/round_up.h"
 
@@ -134,12 +135,14 @@ using Backward = ImageLoop<MatchBothBackward<T>, MatchBothParams>;
 }  // namespace
 
 size_t match_both_backward_workspace_bytes_cpu(const MatchBothParams& p, const CpuRuntime& runtime) {
+  if (!check_sizes(p).ok()) return 0;
   if (p.fa.dtype == DType::kFloat64) return Backward<double>(p, runtime).workspace_bytes();
   return Backward<float>(p, runtime).workspace_bytes();
 }
 
 Status match_both_backward_cpu(const MatchBothParams& p, void* workspace, const CpuRuntime& runtime) {
-  if (p.fa.dtype == DType::kBool || p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, match_both_backward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   if (p.fa.dtype == DType::kFloat64) {
     Backward<double>(p, runtime).run(workspace);
   } else {

@@ -5,8 +5,8 @@
 // of tiles. One slot works through a band, finishes its rows, and leaves a state of every column for the band; at the
 // end the states of a column are merged in the order of the bands. Bands depend on the sizes alone, so the result
 // depends neither on timing nor on the number of threads.
+#include "common/match_both_checks.h"
 #include "common/round_up.h"
-#include "cosegflow/match_both.h"
 
 #include <atomic>
 #include <cmath>
@@ -189,12 +189,14 @@ using Forward = ImageLoop<MatchBothForward<T>, MatchBothParams>;
 }  // namespace
 
 size_t match_both_forward_workspace_bytes_cpu(const MatchBothParams& p, const CpuRuntime& runtime) {
+  if (!check_sizes(p).ok()) return 0;
   if (p.fa.dtype == DType::kFloat64) return Forward<double>(p, runtime).workspace_bytes();
   return Forward<float>(p, runtime).workspace_bytes();
 }
 
 Status match_both_forward_cpu(const MatchBothParams& p, void* workspace, const CpuRuntime& runtime) {
-  if (p.fa.dtype == DType::kBool || p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, match_both_forward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   if (p.fa.dtype == DType::kFloat64) {
     Forward<double>(p, runtime).run(workspace);
   } else {

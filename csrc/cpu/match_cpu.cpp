@@ -6,8 +6,8 @@
 // With a window (kernel_sigma) the columns are walked twice: the most probable target of each row, then the softmax of
 // the windowed scores. The scores of the rows are kept from the first walk to the second where they fit kKeptBytes,
 // and computed again where they do not.
+#include "common/match_checks.h"
 #include "common/round_up.h"
-#include "cosegflow/match.h"
 
 #include <atomic>
 
@@ -141,13 +141,14 @@ class MatchForward {
 }  // namespace
 
 size_t match_forward_workspace_bytes_cpu(const MatchParams& p, const CpuRuntime& runtime) {
+  if (!check_sizes(p).ok()) return 0;
   if (p.fa.dtype == DType::kFloat64) return ImageLoop<MatchForward<double>, MatchParams>(p, runtime).workspace_bytes();
   return ImageLoop<MatchForward<float>, MatchParams>(p, runtime).workspace_bytes();
 }
 
 Status match_forward_cpu(const MatchParams& p, void* workspace, const CpuRuntime& runtime) {
-  if (p.fa.dtype == DType::kBool || p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
-  if (p.kernel_sigma > 0 && p.index == nullptr) return {"kernel_sigma needs index and score"};
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, match_forward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   if (p.fa.dtype == DType::kFloat64) {
     ImageLoop<MatchForward<double>, MatchParams>(p, runtime).run(workspace);
   } else {

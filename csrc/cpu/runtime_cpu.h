@@ -15,7 +15,8 @@
 
 namespace cosegflow {
 
-inline int thread_count(const CpuRuntime& runtime) { return std::max(1, runtime.num_threads); }
+// A workspace grows with the threads: a number that no machine has must not make it overflow.
+inline int thread_count(const CpuRuntime& runtime) { return std::clamp(runtime.num_threads, 1, 1024); }
 
 // Calls body(begin, end) on disjoint ranges that cover [0, n), each of at least `grain` but the last, and waits.
 // `body` must not throw.

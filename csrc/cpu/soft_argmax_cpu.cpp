@@ -2,12 +2,12 @@
 // where they lie if they can, else by way of a tile. The volume is read once,
 // which bounds the speed; excluded entries are not read at all. With a window (kernel_sigma) the forward reads a tile
 // of rows twice, for the most probable targets and for the softmax; the second time it is in the cache.
-#include "cosegflow/soft_argmax.h"
 
 #include <type_traits>
 
 #include "common/dispatch.h"
 #include "common/round_up.h"
+#include "common/soft_argmax_checks.h"
 #include "cpu/image_loop_cpu.h"
 #include "cpu/softmax_gradients_cpu.h"
 #include "cpu/softmax_window_cpu.h"
@@ -278,6 +278,7 @@ class SoftArgmaxBackward : SoftArgmaxWork<S> {
 
 template <template <class> class Work>
 size_t workspace_bytes(const SoftArgmaxParams& p, const CpuRuntime& runtime) {
+  if (!check_sizes(p).ok()) return 0;
   size_t bytes = 0;
   const Status status = dispatch_floating(p.dtype, [&](auto tag) -> Status {
     bytes = ImageLoop<Work<typename decltype(tag)::type>, SoftArgmaxParams>(p, runtime).workspace_bytes();
@@ -288,7 +289,6 @@ size_t workspace_bytes(const SoftArgmaxParams& p, const CpuRuntime& runtime) {
 
 template <template <class> class Work>
 Status run(const SoftArgmaxParams& p, void* workspace, const CpuRuntime& runtime) {
-  if (p.kernel_sigma > 0 && p.index == nullptr) return {"kernel_sigma needs index"};
   return dispatch_floating(p.dtype, [&](auto tag) -> Status {
     ImageLoop<Work<typename decltype(tag)::type>, SoftArgmaxParams>(p, runtime).run(workspace);
     return {};
@@ -306,10 +306,14 @@ size_t soft_argmax_backward_workspace_bytes_cpu(const SoftArgmaxParams& p, const
 }
 
 Status soft_argmax_forward_cpu(const SoftArgmaxParams& p, void* workspace, const CpuRuntime& runtime) {
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, soft_argmax_forward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   return run<SoftArgmaxForward>(p, workspace, runtime);
 }
 
 Status soft_argmax_backward_cpu(const SoftArgmaxParams& p, void* workspace, const CpuRuntime& runtime) {
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, soft_argmax_backward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   return run<SoftArgmaxBackward>(p, workspace, runtime);
 }
 

@@ -2,7 +2,7 @@
 // turned in place (transfer_kernel.h) into the gradient of the scores and the probabilities, and multiplied into the
 // gradients of the features and of the values while they are in the cache. Nothing larger than a tile is stored.
 #include "common/round_up.h"
-#include "cosegflow/transfer.h"
+#include "common/transfer_checks.h"
 
 #include "cpu/feature_gradients_cpu.h"
 #include "cpu/image_loop_cpu.h"
@@ -129,6 +129,7 @@ class TransferBackward {
 }  // namespace
 
 size_t transfer_backward_workspace_bytes_cpu(const TransferParams& p, const CpuRuntime& runtime) {
+  if (!check_sizes(p).ok()) return 0;
   if (p.fa.dtype == DType::kFloat64) {
     return ImageLoop<TransferBackward<double>, TransferParams>(p, runtime).workspace_bytes();
   }
@@ -136,10 +137,8 @@ size_t transfer_backward_workspace_bytes_cpu(const TransferParams& p, const CpuR
 }
 
 Status transfer_backward_cpu(const TransferParams& p, void* workspace, const CpuRuntime& runtime) {
-  if (p.fa.dtype == DType::kBool || p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
-  if (p.values.dtype == DType::kBool || accumulate_type(p.values.dtype) != accumulate_type(p.fa.dtype)) {
-    return {"transfer: values need to be floating, and float64 if and only if fa is"};
-  }
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, transfer_backward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   if (p.fa.dtype == DType::kFloat64) {
     ImageLoop<TransferBackward<double>, TransferParams>(p, runtime).run(workspace);
   } else {

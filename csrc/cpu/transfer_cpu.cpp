@@ -1,7 +1,7 @@
 // transfer, forward: tiles of scores become weights of an online softmax in place, and each tile of weights is
 // multiplied with the values while it is in the cache. Tiles, slots and determinism are those of match_cpu.cpp.
 #include "common/round_up.h"
-#include "cosegflow/transfer.h"
+#include "common/transfer_checks.h"
 
 #include <atomic>
 
@@ -138,6 +138,7 @@ class TransferForward {
 }  // namespace
 
 size_t transfer_forward_workspace_bytes_cpu(const TransferParams& p, const CpuRuntime& runtime) {
+  if (!check_sizes(p).ok()) return 0;
   if (p.fa.dtype == DType::kFloat64) {
     return ImageLoop<TransferForward<double>, TransferParams>(p, runtime).workspace_bytes();
   }
@@ -145,10 +146,8 @@ size_t transfer_forward_workspace_bytes_cpu(const TransferParams& p, const CpuRu
 }
 
 Status transfer_forward_cpu(const TransferParams& p, void* workspace, const CpuRuntime& runtime) {
-  if (p.fa.dtype == DType::kBool || p.fa.dtype != p.fb.dtype) return {"fa and fb need one floating dtype"};
-  if (p.values.dtype == DType::kBool || accumulate_type(p.values.dtype) != accumulate_type(p.fa.dtype)) {
-    return {"transfer: values need to be floating, and float64 if and only if fa is"};
-  }
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, transfer_forward_workspace_bytes_cpu(p, runtime)); !s.ok()) return s;
   if (p.fa.dtype == DType::kFloat64) {
     ImageLoop<TransferForward<double>, TransferParams>(p, runtime).run(workspace);
   } else {

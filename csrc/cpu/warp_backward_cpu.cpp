@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/dispatch.h"
-#include "cosegflow/warp.h"
+#include "common/warp_checks.h"
 #include "cpu/warp_blocks_cpu.h"
 
 namespace cosegflow {
@@ -182,6 +182,7 @@ void backward_together(WarpBlocks<A>& work, const CpuRuntime& runtime, Wants wan
 }  // namespace
 
 Status warp_backward_cpu(const WarpParams& p, const CpuRuntime& runtime) {
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;

@@ -3,8 +3,8 @@
 // numbers, which pays for packing unless there are few points. For few points the taps are read where they lie, with
 // the math of common/warp_math.h, as on CUDA.
 #include "common/dispatch.h"
+#include "common/warp_checks.h"
 #include "common/warp_math.h"
-#include "cosegflow/warp.h"
 #include "cpu/warp_blocks_cpu.h"
 
 namespace cosegflow {
@@ -104,6 +104,7 @@ void forward_row(const WarpParams& p, int64_t b, int64_t row) {
 }  // namespace
 
 Status warp_forward_cpu(const WarpParams& p, const CpuRuntime& runtime) {
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
     if (2 * p.out_height * p.out_width >= p.height * p.width) {

@@ -1,11 +1,9 @@
-// What every entry point asks before it chooses kernels: the device's generation, and a usable workspace.
+// What entry points ask before they choose kernels, besides common/entry_checks.h: the device's generation.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include <cstdint>
-
-#include "cosegflow/types.h"
+#include "common/entry_checks.h"
 
 namespace cosegflow {
 
@@ -24,13 +22,6 @@ inline int device_generation() {
   }
   return major;
 #endif
-}
-
-// cp.async and vector loads need 16 bytes; the arena keeps the alignment of its base.
-inline Status check_workspace(const void* workspace, size_t bytes) {
-  if (bytes > 0 && workspace == nullptr) return {"the workspace is null"};
-  if (reinterpret_cast<uintptr_t>(workspace) % 16 != 0) return {"the workspace must be aligned to 16 bytes"};
-  return {};
 }
 
 }  // namespace cosegflow

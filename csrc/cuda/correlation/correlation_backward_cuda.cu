@@ -137,6 +137,7 @@ Status backward(const CorrelationParams& p, void* workspace, Stream stream) {
 }  // namespace
 
 size_t correlation_backward_workspace_bytes_cuda(const CorrelationParams& p) {
+  if (!check_sizes(p).ok() || p.batch == 0) return 0;
   switch (p.fa.dtype) {
     case DType::kFloat64: return Workspace<double>(p, nullptr).bytes;
     case DType::kFloat32: return Workspace<float>(p, nullptr).bytes;
@@ -145,8 +146,9 @@ size_t correlation_backward_workspace_bytes_cuda(const CorrelationParams& p) {
 }
 
 Status correlation_backward_cuda(const CorrelationParams& p, void* workspace, Stream stream) {
-  if (p.batch == 0 || (p.grad_fa.data == nullptr && p.grad_fb.data == nullptr)) return {};
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, correlation_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
+  if (p.grad_fa.data == nullptr && p.grad_fb.data == nullptr) return {};
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return backward<T>(p, workspace, stream);

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cosegflow/correlation.h"
+#include "common/correlation_checks.h"
 #include "entry_checks.cuh"
 
 namespace cosegflow::correlation_cuda {

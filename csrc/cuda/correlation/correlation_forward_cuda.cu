@@ -70,6 +70,7 @@ Status launch_simple(const CorrelationParams& p, Stream stream) {
 }  // namespace
 
 size_t correlation_forward_workspace_bytes_cuda(const CorrelationParams& p) {
+  if (!check_sizes(p).ok() || p.batch == 0) return 0;
   switch (p.fa.dtype) {
     case DType::kFloat64: return Workspace<double>(p, nullptr).bytes;
     case DType::kFloat32: return Workspace<float>(p, nullptr).bytes;
@@ -78,7 +79,7 @@ size_t correlation_forward_workspace_bytes_cuda(const CorrelationParams& p) {
 }
 
 Status correlation_forward_cuda(const CorrelationParams& p, void* workspace, Stream stream) {
-  if (p.batch == 0) return {};
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, correlation_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -1,6 +1,6 @@
 // cycle_error on CUDA: launches. The kernels are in cycle_error_kernels.cuh.
+#include "common/cycle_error_checks.h"
 #include "common/dispatch.h"
-#include "cosegflow/cycle_error.h"
 #include "cycle_error/cycle_error_kernels.cuh"
 
 namespace cosegflow {
@@ -18,7 +18,7 @@ Status grid_over_pixels(const CycleErrorParams& p, dim3& grid) {
 }  // namespace
 
 Status cycle_error_forward_cuda(const CycleErrorParams& p, Stream stream) {
-  if (p.batch == 0) return {};
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   dim3 grid;
   if (Status s = grid_over_pixels(p, grid); !s.ok()) return s;
   return dispatch_floating(p.flow_ab.dtype, [&](auto tag) {
@@ -28,7 +28,7 @@ Status cycle_error_forward_cuda(const CycleErrorParams& p, Stream stream) {
 }
 
 Status cycle_error_backward_cuda(const CycleErrorParams& p, Stream stream) {
-  if (p.batch == 0) return {};
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   dim3 grid;
   if (Status s = grid_over_pixels(p, grid); !s.ok()) return s;
   return dispatch_floating(p.flow_ab.dtype, [&](auto tag) -> Status {

@@ -78,12 +78,13 @@ size_t bytes(const LocalCorrelationParams& p) {
 }  // namespace
 
 size_t local_correlation_backward_workspace_bytes_cuda(const LocalCorrelationParams& p) {
+  if (!check_sizes(p).ok() || p.batch == 0) return 0;
   return p.fa.dtype == DType::kFloat64 ? bytes<double>(p) : bytes<float>(p);
 }
 
 Status local_correlation_backward_cuda(const LocalCorrelationParams& p, void* workspace, Stream stream) {
-  if (p.batch == 0) return {};
-  if (Status s = check_params(p); !s.ok()) return s;
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_pixels(p); !s.ok()) return s;
   if (Status s = check_workspace(workspace, local_correlation_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common/arena.h"
+#include "common/local_correlation_checks.h"
 #include "entry_checks.cuh"
 #include "local_correlation/local_correlation_simple_kernels.cuh"
 
@@ -43,10 +44,7 @@ Status compute_norms(const LocalCorrelationParams& p, const Sides<T>& s, Stream 
   return launch_flat(&local_correlation_norm_kernel<T>, p.batch * s.b.positions(), stream, p.batch, s.b, s.norm_b);
 }
 
-inline Status check_params(const LocalCorrelationParams& p) {
-  if (p.radius < 0 || p.radius > LocalCorrelationParams::kMaxRadius) {
-    return {"local_correlation: the radius is out of range"};
-  }
+inline Status check_pixels(const LocalCorrelationParams& p) {
   if (p.height_a * p.width_a > INT32_MAX || p.height_b * p.width_b > INT32_MAX) {
     return {"local_correlation: an image has more than 2^31 pixels"};
   }

@@ -8,8 +8,6 @@ namespace {
 
 using namespace soft_argmax_cuda;
 
-bool wants_mask(const SoftArgmaxParams& p) { return p.grad_mask_b.data != nullptr && p.mask_b.data != nullptr; }
-
 // Targets per block: 16 bytes a thread where rows are aligned, else 4 elements.
 int64_t run_length(const SoftArgmaxParams& p, bool aligned) {
   return kBackwardThreads * (aligned ? 16 / element_size(p.dtype) : 4);
@@ -33,7 +31,7 @@ struct Workspace {
     sums.chunks = ceil_div(m, sums.rows_per_chunk);
     sums.beta_parts = p.simple ? m : sums.chunks * ceil_div(n, run_length(p, aligned(p)));
     log_weight = p.mask_b.data == nullptr ? nullptr : arena.take<Acc>(p.batch * n);
-    sums.mask = wants_mask(p) ? arena.take<Acc>(p.batch * sums.chunks * n) : nullptr;
+    sums.mask = p.grad_mask_b.data != nullptr ? arena.take<Acc>(p.batch * sums.chunks * n) : nullptr;
     // Sized for either way of dealing out targets: the size must not depend on how pointers are aligned.
     const int64_t most_parts =
         p.simple ? m : sums.chunks * ceil_div(n, std::min(run_length(p, true), run_length(p, false)));
@@ -93,12 +91,14 @@ Status backward(const SoftArgmaxParams& p, void* base, Stream stream) {
 }  // namespace
 
 size_t soft_argmax_backward_workspace_bytes_cuda(const SoftArgmaxParams& p) {
+  if (!check_sizes(p).ok() || p.batch == 0) return 0;
   return p.dtype == DType::kFloat64 ? Workspace<double>(p, nullptr).bytes : Workspace<float>(p, nullptr).bytes;
 }
 
 Status soft_argmax_backward_cuda(const SoftArgmaxParams& p, void* workspace, Stream stream) {
-  if (p.batch == 0 || (p.grad_corr == nullptr && !wants_mask(p) && p.grad_beta.data == nullptr)) return {};
-  if (p.kernel_sigma > 0 && p.index == nullptr) return {"soft_argmax: kernel_sigma needs index"};
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, soft_argmax_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
+  if (p.grad_corr == nullptr && p.grad_mask_b.data == nullptr && p.grad_beta.data == nullptr) return {};
   return dispatch_floating(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return backward<T>(p, workspace, stream);

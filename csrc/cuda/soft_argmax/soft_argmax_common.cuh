@@ -9,7 +9,7 @@
 #include "common/dispatch.h"
 #include "common/half.h"
 #include "common/round_up.h"
-#include "cosegflow/soft_argmax.h"
+#include "common/soft_argmax_checks.h"
 #include "kernel_window.cuh"
 #include "mask_weight.cuh"
 #include "primitives/launch.cuh"

@@ -49,11 +49,13 @@ Status forward(const SoftArgmaxParams& p, accumulate_t<T>* log_weight, Stream st
 
 }  // namespace
 
-size_t soft_argmax_forward_workspace_bytes_cuda(const SoftArgmaxParams& p) { return Workspace(p, nullptr).bytes; }
+size_t soft_argmax_forward_workspace_bytes_cuda(const SoftArgmaxParams& p) {
+  return !check_sizes(p).ok() || p.batch == 0 ? 0 : Workspace(p, nullptr).bytes;
+}
 
 Status soft_argmax_forward_cuda(const SoftArgmaxParams& p, void* workspace, Stream stream) {
-  if (p.batch == 0) return {};
-  if (p.kernel_sigma > 0 && p.index == nullptr) return {"soft_argmax: kernel_sigma needs index and score"};
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, soft_argmax_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return dispatch_floating(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return forward<T>(p, static_cast<accumulate_t<T>*>(Workspace(p, workspace).log_weight), stream);

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "common/dispatch.h"
+#include "common/transfer_checks.h"
 #include "entry_checks.cuh"
 #include "normalize_backward.cuh"
 #include "primitives/warp_reduce.cuh"
@@ -394,44 +395,11 @@ size_t workspace_bytes(const TransferParams& p, bool backward) {
   return bytes;
 }
 
-Status check_common(const TransferParams& p) {
-  constexpr int64_t kPixels = (int64_t{1} << 31) - 4096;  // of one image: rows are counted in 32 bits
-  const DType acc = accumulate_type(p.fa.dtype);
-  if (p.fa.data == nullptr || p.fb.data == nullptr || p.values.data == nullptr || p.beta.data == nullptr) {
-    return {"transfer: fa, fb, values or beta is null"};
-  }
-  if (p.fa.dtype == DType::kBool) return {"transfer: fa must be floating"};
-  if (p.fa.dtype != p.fb.dtype) return {"transfer: fa and fb must have one dtype"};
-  if (p.values.dtype == DType::kBool || accumulate_type(p.values.dtype) != acc) {
-    return {"transfer: values need to be floating, and float64 if and only if fa is"};
-  }
-  if (p.beta.dtype != acc) return {"transfer: beta must have the accumulate type of fa"};
-  if (p.channels < 1 || p.value_channels < 1 || p.height_a < 1 || p.width_a < 1 || p.height_b < 1 || p.width_b < 1) {
-    return {"transfer: C, V, H and W must be at least 1"};
-  }
-  if (p.out.data == nullptr || p.lse.data == nullptr || p.out.dtype != acc || p.lse.dtype != acc) {
-    return {"transfer: out or lse is null or does not have the accumulate type of fa"};
-  }
+// Rows of an image are counted in 32 bits.
+Status check_pixels(const TransferParams& p) {
+  constexpr int64_t kPixels = (int64_t{1} << 31) - 4096;
   if (p.height_a * p.width_a > kPixels || p.height_b * p.width_b > kPixels) {
     return {"transfer: an image has over 2^31 pixels"};
-  }
-  return {};
-}
-
-Status check_backward(const TransferParams& p) {
-  const DType acc = accumulate_type(p.fa.dtype);
-  if (Status s = check_common(p); !s.ok()) return s;
-  if (p.grad_out.data == nullptr || p.grad_out.dtype != acc) {
-    return {"transfer: grad_out is null or does not have the accumulate type of fa"};
-  }
-  if ((p.grad_fa.data != nullptr && p.grad_fa.dtype != p.fa.dtype) ||
-      (p.grad_fb.data != nullptr && p.grad_fb.dtype != p.fa.dtype) ||
-      (p.grad_values.data != nullptr && p.grad_values.dtype != p.values.dtype)) {
-    return {"transfer: each gradient must have the dtype of its input"};
-  }
-  if ((p.grad_mask_b.data != nullptr && p.grad_mask_b.dtype != acc) ||
-      (p.grad_beta.data != nullptr && p.grad_beta.dtype != acc)) {
-    return {"transfer: grad_mask_b and grad_beta must have the accumulate type of fa"};
   }
   return {};
 }
@@ -442,24 +410,26 @@ Status check_backward(const TransferParams& p) {
 using namespace transfer_cuda;
 
 size_t transfer_forward_workspace_bytes_cuda(const TransferParams& p) {
-  return p.batch == 0 ? 0 : workspace_bytes(p, false);
+  if (!check_sizes(p).ok() || !check_pixels(p).ok() || p.batch == 0) return 0;
+  return workspace_bytes(p, false);
 }
 
 Status transfer_forward_cuda(const TransferParams& p, void* workspace, Stream stream) {
-  if (p.batch == 0) return {};
-  if (Status s = check_common(p); !s.ok()) return s;
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_pixels(p); !s.ok()) return s;
   if (Status s = check_workspace(workspace, transfer_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return dispatch_floating(
       p.fa.dtype, [&](auto tag) { return Run<typename decltype(tag)::type>(p, false, workspace, stream).forward(); });
 }
 
 size_t transfer_backward_workspace_bytes_cuda(const TransferParams& p) {
-  return p.batch == 0 ? 0 : workspace_bytes(p, true);
+  if (!check_sizes(p).ok() || !check_pixels(p).ok() || p.batch == 0) return 0;
+  return workspace_bytes(p, true);
 }
 
 Status transfer_backward_cuda(const TransferParams& p, void* workspace, Stream stream) {
-  if (p.batch == 0) return {};
-  if (Status s = check_backward(p); !s.ok()) return s;
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_pixels(p); !s.ok()) return s;
   if (Status s = check_workspace(workspace, transfer_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
   return dispatch_floating(
       p.fa.dtype, [&](auto tag) { return Run<typename decltype(tag)::type>(p, true, workspace, stream).backward(); });

@@ -1,6 +1,6 @@
 // warp on CUDA: launches. The kernels are in warp_kernels.cuh.
 #include "common/dispatch.h"
-#include "cosegflow/warp.h"
+#include "common/warp_checks.h"
 #include "warp/warp_kernels.cuh"
 
 namespace cosegflow {
@@ -19,7 +19,7 @@ Status grid_over_pixels(const WarpParams& p, bool channel_runs, dim3& grid) {
 }  // namespace
 
 Status warp_forward_cuda(const WarpParams& p, Stream stream) {
-  if (p.batch == 0) return {};
+  if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   dim3 grid;
   if (Status s = grid_over_pixels(p, true, grid); !s.ok()) return s;
   return dispatch_floating(p.x.dtype, [&](auto tag) {
@@ -29,7 +29,7 @@ Status warp_forward_cuda(const WarpParams& p, Stream stream) {
 }
 
 Status warp_backward_cuda(const WarpParams& p, Stream stream) {
-  if (p.batch == 0) return {};
+  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
     dim3 grid;
@@ -42,6 +42,7 @@ Status warp_backward_cuda(const WarpParams& p, Stream stream) {
     const size_t bytes = static_cast<size_t>(planes * p.height * p.width * element_size(p.grad_x.dtype));
     if (Status s = memset_async(p.grad_x.data, 0, bytes, stream); !s.ok()) return s;
     if (p.deterministic) {
+      if (planes > INT32_MAX) return Status{"warp: too many channels for one launch"};
       const dim3 plane_grid(static_cast<unsigned>((planes + kThreads - 1) / kThreads));
       return launch(&warp_backward_x_deterministic_kernel<T>, plane_grid, dim3(kThreads), 0, stream, p);
     }

@@ -3,6 +3,10 @@
 // Every operation has one header with a params struct, a `*_workspace_bytes` function and launch functions
 // (`*_cuda` on a stream, `*_cpu` on the calling thread and its helpers). A launch function never allocates and
 // never waits: the caller passes a workspace (aligned to 64 bytes), and a Status says what went wrong.
+//
+// Params are checked before any work: a bad size, dtype, pointer, stride or option gives a Status that names the field,
+// and nothing is written. A batch of 0 is no error. The size of a workspace for bad sizes is 0. What a mask, a flow or
+// any other array holds is not looked at; every value is allowed.
 #pragma once
 
 #include <cstddef>
