@@ -3,11 +3,21 @@
 import argparse
 import json
 import sys
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from cosegflow.configuration import ConfigurationError, Given, build, read_yaml, settings, short, to_yaml
+from cosegflow.configuration import (
+    ConfigurationError,
+    Given,
+    build,
+    flatten,
+    read_yaml,
+    settings,
+    short,
+    to_plain,
+    to_yaml,
+)
 
 DESCRIPTION = """Trains semantic matching and co-segmentation together, from photographs that share a category and
 nothing else. Every setting has a default; a YAML file (--config) overrides it, an option below overrides the file.
@@ -61,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML, and stop")
     parser.add_argument("-o", "--out", metavar="FOLDER", help="folder of the run (default: run)")
     parser.add_argument("--resume", nargs="?", const="auto", metavar="PATH", help=(
-        "go on from a training state; without PATH, or 'auto', from OUT/last.safetensors where there is one"
+        "go on from a training state; without PATH, or 'auto', from OUT's last one where there is one"
     ))  # fmt: skip
     for section, kind in _sections().items():
         group = parser.add_argument_group(section)
@@ -73,48 +83,63 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(f"--{setting.name}", default=argparse.SUPPRESS, metavar=short(setting.kind), help=text)
 
 
-def read_settings(arguments: argparse.Namespace, resume: Path | None) -> Any:
-    """The `FitConfig`: defaults, or those of the run to resume, then --config, then options.
-
-    Raises:
-        ConfigurationError, CheckpointError: one line that names the file or option and the setting.
-    """
+def _layers(arguments: argparse.Namespace) -> list[dict[str, Given]]:
+    """What --config and then the options give."""
     from cosegflow.joint.config import FitConfig
 
-    given: dict[str, Given] = {}
-    if resume is not None:
-        from cosegflow.configuration import flatten, to_plain
-        from cosegflow.joint.fit import stored_configuration
-
-        given |= flatten(to_plain(stored_configuration(resume, "--resume")[0]), FitConfig, "--resume")
-    if arguments.config is not None:
-        given |= read_yaml(arguments.config, FitConfig, "--config")
-    known = {setting.name for setting in settings(FitConfig)}
-    given |= {k: Given(v, f"--{k}") for k, v in vars(arguments).items() if k in known and k != "out"}
-    if arguments.out is not None:
-        given["out"] = Given(arguments.out, "--out")
-    return build(FitConfig, given)
+    known = set(setting_names())
+    options = {k: Given(v, f"--{k}") for k, v in vars(arguments).items() if k in known and v is not None}
+    return [read_yaml(arguments.config, FitConfig, "--config") if arguments.config is not None else {}, options]
 
 
 def _resume_path(arguments: argparse.Namespace, out: Path) -> Path | None:
     """The training state to go on from; None is a fresh start.
 
     Raises:
-        ConfigurationError: `out` holds a run and nothing says whether to go on, or --resume names no file.
+        ConfigurationError: --resume names no file.
     """
-    from cosegflow.joint.checkpoint import LAST_NAME
+    from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME
 
-    last = out / LAST_NAME
     if arguments.resume is None:
-        if last.is_file():
-            raise ConfigurationError(f"--out: {out}: holds a run already; go on with --resume, or name another folder")
         return None
     if arguments.resume == "auto":
-        return last if last.is_file() else None
+        # Killed after a validation and before its first regular checkpoint, a run has only a best state.
+        found = next((out / name for name in (LAST_NAME, BEST_NAME) if (out / name).is_file()), None)
+        if found is None:
+            print(f"cosegflow: --resume: {out} has no training state; starting from the first step", file=sys.stderr)
+        return found
     path = Path(arguments.resume)
     if not path.is_file():
         raise ConfigurationError(f"--resume: {path}: no such file")
     return path
+
+
+def read_settings(arguments: argparse.Namespace) -> tuple[Any, Path | None]:
+    """The `FitConfig` and the training state to go on from: defaults, or those of that state, --config, options.
+
+    Without an `out`, a state that is named is gone on with in its own folder.
+
+    Raises:
+        ConfigurationError, CheckpointError: one line that names the file or option and the setting.
+    """
+    from cosegflow.joint.config import FitConfig
+
+    layers = _layers(arguments)
+    named = arguments.resume not in (None, "auto")
+    default = str(Path(arguments.resume).parent) if named else str(FitConfig().out)
+    outs = [layer["out"] for layer in layers if "out" in layer]
+    out = outs[-1] if outs else Given(default, "--resume")
+    resume = _resume_path(arguments, Path(str(out.value)))
+    if resume is not None:
+        from cosegflow.joint.fit import stored_configuration
+
+        layers.insert(0, flatten(to_plain(stored_configuration(resume, "--resume")), FitConfig, "--resume"))
+    given: dict[str, Given] = {}
+    for layer in layers:
+        if "train.steps" in layer and "train.epochs" not in layer:
+            layer["train.epochs"] = Given(None, layer["train.steps"].origin)  # the steps asked for, not older epochs
+        given |= layer
+    return build(FitConfig, {**given, "out": out}), resume
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -123,13 +148,10 @@ def main(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError (of cosegflow): a setting, data set, checkpoint or folder that cannot be used.
     """
-    config = read_settings(arguments, None)
+    config, resume = read_settings(arguments)
     if arguments.print_config:
         sys.stdout.write(to_yaml(config))
         return 0
-    resume = _resume_path(arguments, config.out)
-    if resume is not None:
-        config = replace(read_settings(arguments, resume), out=config.out)
     from cosegflow.joint.fit import fit
 
     result = fit(config, resume)

@@ -1,5 +1,8 @@
 """`cosegflow fit`: samples by step, losses by sample, validation, precision, clipping, logs, early stopping, errors."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,12 @@ import yaml
 from fit_runs import TINY, draw_folder, fit_options
 
 from cosegflow import cli
+from cosegflow.configuration import ConfigurationError
 from cosegflow.data.registry import open_training_source
 from cosegflow.data.training import TrainingSamples, collate_training
 from cosegflow.joint import fit as fit_module
 from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, load_training_state
-from cosegflow.joint.config import DataConfig, FitConfig, LossWeights, TrainConfig
+from cosegflow.joint.config import IDLE_LOSSES, DataConfig, FitConfig, LossWeights, TrainConfig
 from cosegflow.joint.fit_data import StepBatches
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.module import JointModule
@@ -184,8 +188,135 @@ def test_a_folder_is_not_overwritten_and_a_run_can_be_extended(tmp_path: Path, p
     assert "cannot be read as safetensors" in one_line(capsys)
 
 
-def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path, photographs: Path, monkeypatch, capsys):
+def state_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_replaces_no_other_run(tmp_path: Path, photographs: Path, capsys):
+    """Neither by --resume of a state elsewhere, nor from the library, nor where only a best state or a model is."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, seed in ((one, 0), (two, 1)):
+        assert cli.main(fit_options(photographs, out, "--train.steps", 1, "--train.seed", seed)) == 0
+    before = state_bytes(two)
+    assert cli.main(["fit", "--out", str(two), "--resume", str(one / LAST_NAME), "--train.steps", "2"]) == 2
+    assert "holds another run" in one_line(capsys)
+    with pytest.raises(ConfigurationError, match="holds a run already"):
+        fit_module.fit(replace(FitConfig(), out=two))
+    assert state_bytes(two) == before
+    (two / LAST_NAME).rename(two / BEST_NAME)
+    assert cli.main(fit_options(photographs, two, "--train.steps", 1)) == 2
+    assert "holds a run already" in one_line(capsys)
+    (two / BEST_NAME).unlink()
+    for options in ((), ("--resume",)):
+        assert cli.main([*fit_options(photographs, two, "--train.steps", 1), *options]) == 2
+        assert "holds a trained model" in capsys.readouterr().err
+    assert state_bytes(two).items() <= before.items()
+
+
+def test_a_named_state_goes_on_in_its_own_folder(tmp_path: Path, photographs: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(fit_options(photographs, tmp_path / "mine", "--train.epochs", 0.2)) == 0
+    assert cli.main(["fit", "--resume", "mine/last.safetensors", "--train.steps", "3"]) == 0
+    assert "3 steps\n" in capsys.readouterr().out, "steps, not the epochs of the stored run"
+    assert load_training_state(tmp_path / "mine" / LAST_NAME, "last")["global_step"] == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_takes_changed_rates(tmp_path: Path, photographs: Path):
+    """The optimiser's state would bring those of the stored run, and the option would do nothing."""
     out = tmp_path / "run"
+    assert cli.main(fit_options(photographs, out, "--train.steps", 4, "--train.warmup", 0)) == 0
+    rates = {"learning_rate": 0.3, "adapter_learning_rate": 0.2, "tail_learning_rate": 0.1}
+    more = [f"--train.{name}={rate}" for name, rate in rates.items()]
+    assert cli.main(["fit", "--out", str(out), "--resume", "--train.steps=8", "--train.weight_decay=0.5", *more]) == 0
+    (optimiser,) = load_training_state(out / LAST_NAME, "last")["optimizer_states"]
+    groups = optimiser["param_groups"]
+    assert [group["initial_lr"] for group in groups] == list(rates.values())
+    assert all(group["weight_decay"] == 0.5 for group in groups)
+
+
+def test_without_anything_to_resume_it_says_so_and_starts(tmp_path: Path, photographs: Path, capsys):
+    assert cli.main([*fit_options(photographs, tmp_path / "run", "--train.steps", 1), "--resume"]) == 0
+    assert "has no training state; starting from the first step" in one_line(capsys)
+
+
+def test_settings_of_the_stored_run_count_when_options_are_checked(tmp_path: Path, photographs: Path):
+    out = tmp_path / "run"
+    assert cli.main(fit_options(photographs, out, "--train.steps", 1, "--data.triplets", "true")) == 0
+    assert cli.main(["fit", "--out", str(out), "--resume", "--train.steps=2", "--train.weights.transitivity=1"]) == 0
+
+
+def test_the_best_state_comes_along_to_another_folder(tmp_path: Path, photographs: Path):
+    """With weights as good as unlearning afterwards, it stays the best, and is the model."""
+    out, longer = tmp_path / "run", tmp_path / "longer"
+    options = ("--train.steps", 2, "--data.validation", 2, "--train.validate_every", 1)
+    assert cli.main(fit_options(photographs, out, *options)) == 0
+    best = load_training_state(out / BEST_NAME, "best")
+    worse = ["--train.steps", "3", "--train.learning_rate", "1e3", "--train.warmup", "0"]
+    assert cli.main(["fit", "--out", str(longer), "--resume", str(out / BEST_NAME), *worse]) == 0
+    assert (longer / BEST_NAME).read_bytes() == (out / BEST_NAME).read_bytes()
+    model = JointModel.from_pretrained(longer / "model").state_dict()
+    assert all(torch.equal(v, model[k.removeprefix("model.")]) for k, v in best["state_dict"].items())
+    fresh = tmp_path / "fresh"  # the last state leaves its best behind: the best of the new folder counts
+    assert cli.main(["fit", "--out", str(fresh), "--resume", str(out / LAST_NAME), *worse]) == 0
+    (kept,) = [v for k, v in load_training_state(fresh / LAST_NAME, "")["callbacks"].items() if k.startswith("Keep")]
+    assert kept["best_step"] == 3 and (fresh / BEST_NAME).is_file()
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path: Path, photographs: Path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    options = ("--data.validation", 2, "--train.validate_every", 1)
+    assert cli.main(fit_options(photographs, out, "--train.steps", 1, *options)) == 0
+    before = [(out / name).read_bytes() for name in (LAST_NAME, BEST_NAME)]
+    step = JointModule.training_step
+    monkeypatch.setattr(JointModule, "training_step", lambda self, *batch: step(self, *batch) * torch.nan)
+    more = ("--train.steps=6", "--train.checkpoint_every=1")
+    assert cli.main(["fit", "--out", str(out), "--resume", *more]) == 2
+    assert "weights are not finite at step 2" in one_line(capsys)
+    assert [(out / name).read_bytes() for name in (LAST_NAME, BEST_NAME)] == before
+
+
+def test_a_full_disk_is_one_line_and_the_old_state_stays(tmp_path: Path, photographs: Path):
+    """A limit on the size of files stands for the disk."""
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "run"
+    assert cli.main(fit_options(photographs, out, "--train.steps", 1)) == 0
+    before = (out / LAST_NAME).read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "cosegflow", "fit", "--out", str(out), "--resume", "--train.steps", "2"],
+        capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if line.startswith("cosegflow")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert len(lines) == 1 and "last.safetensors: cannot write" in lines[0]
+    assert (out / LAST_NAME).read_bytes() == before and not list(out.glob(".unfinished-*"))
+
+
+@pytest.mark.parametrize("task", ["joint", "match-only", "coseg-only"])
+def test_each_loss_alone_trains(task: str, photographs: Path):
+    """Every loss that the task uses gives gradients to what the task trains; the others are not computed."""
+    samples = TrainingSamples(open_training_source("folder", photographs), seed=0, size=64, triplets=True)
+    batch = collate_training([samples[n] for n in range(2)])
+    for name in vars(LossWeights()):
+        weights = replace(LossWeights(**dict.fromkeys(vars(LossWeights()), 0.0)), **{name: 1.0})
+        if name in IDLE_LOSSES[task]:
+            with pytest.raises(ValueError, match="weights"):
+                TrainConfig(task=task, weights=weights)
+            continue
+        module = JointModule(MODEL, TrainConfig(task=task, weights=weights, contrast_size=32))
+        output = module.model(batch.image_a, batch.image_b, module._rounds)
+        terms = module.loss_terms(batch, output)
+        assert set(terms) == {name}
+        module.training_step(batch, 0).backward()
+        moved = [p.grad for p in module.parameters() if p.requires_grad and p.grad is not None]
+        assert moved and all(bool(torch.isfinite(g).all()) for g in moved)
+        assert name == "area" or max(float(g.abs().max()) for g in moved) > 0, name
+        assert (len(output.rounds) == 1) == (task == "match-only"), "without masks nothing gates"
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path, photographs: Path, monkeypatch, capsys):
+    out = tmp_path / "my run"
     step = JointModule.training_step
 
     def interrupted(self: JointModule, batch, batch_idx: int):
@@ -196,7 +327,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path, 
     monkeypatch.setattr(JointModule, "training_step", interrupted)
     assert cli.main(fit_options(photographs, out, "--train.steps", 6, "--train.checkpoint_every", 2)) == 130
     line = one_line(capsys)
-    assert "interrupted at step 3" in line and f"cosegflow fit --out {out} --resume" in line
+    assert "interrupted at step 3" in line and f"cosegflow fit --out '{out}' --resume" in line
     assert load_training_state(out / LAST_NAME, "last")["global_step"] == 2
     assert JointModel.from_pretrained(out).config == MODEL, "the last state serves where there is no model yet"
     with pytest.raises(KeyboardInterrupt):  # Lightning switches it off; we switch it on again

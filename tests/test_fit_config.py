@@ -129,6 +129,10 @@ def test_recipe_rejects_what_cannot_be():
             TrainConfig(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cycle"):
         LossWeights(cycle=-1.0)
+    masks_only = LossWeights(**{**dict.fromkeys(vars(LossWeights()), 0.0), "edges": 1.0})
+    assert TrainConfig(weights=masks_only, task="coseg-only").weights == masks_only
+    with pytest.raises(ValueError, match="weights: need one above 0 of those that task 'match-only' uses: matching"):
+        TrainConfig(weights=masks_only, task="match-only")
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
@@ -145,6 +149,16 @@ def test_print_config_shows_every_default_and_takes_overrides(tmp_path: Path, ca
     assert found["train"]["learning_rate"] == 1e-3 and found["data"]["root"] == "a b" and found["out"] == "here"
 
 
+def test_steps_override_the_epochs_of_a_file(tmp_path: Path, capsys):
+    """Else the option would do nothing."""
+    path = tmp_path / "my.yaml"
+    path.write_text("train: {steps: 500, epochs: 2}\n")
+    assert printed(capsys, "--config", str(path))["train"]["epochs"] == 2
+    found = printed(capsys, "--config", str(path), "--train.steps", "600")["train"]
+    assert (found["steps"], found["epochs"]) == (600, None)
+    assert printed(capsys, "--config", str(path), "--train.steps", "600", "--train.epochs", "3")["train"]["epochs"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,6 +167,11 @@ def test_print_config_shows_every_default_and_takes_overrides(tmp_path: Path, ca
         (["--data.size", "100"], "data.size: need a multiple of 16, got 100"),
         (["--model.matcher", "sparse"], "--model.matcher: need 'dense' or 'parametric', got 'sparse'"),
         (["--train.patience", "2", "--data.validation", "0"], "train.patience: needs data.validation above 0"),
+        (["--train.contrast_size", "50"], "train.contrast_size: need a multiple of 16, got 50"),
+        (
+            ["--model.decoder", "paper", "--data.size", "64"],
+            "data.size: model.decoder 'paper' needs that of model.image_size, 240, got 64",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(capsys, arguments: list[str], message: str):

@@ -1,5 +1,6 @@
 """Callbacks of a training run: progress bar, checkpoints, pictures."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_training_state, save_training_state
+from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_training_state, replaced, save_training_state
 from cosegflow.joint.module import SCORE, JointModule
 from cosegflow.joint.pictures import pair_strip
 from cosegflow.joint.predict import predict
-from cosegflow.report import save_picture
+from cosegflow.report import OutputError, save_picture
+
+
+class DivergedError(ValueError):
+    """Training has made weights that are not finite; one line that says what is kept."""
 
 
 class StepBar(TQDMProgressBar):
@@ -45,8 +50,12 @@ class SafetensorsIO(CheckpointIO):
     """Lightning's checkpoints as safetensors with JSON metadata, written aside and renamed; nothing is unpickled."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """See `save_training_state`."""
-        save_training_state(checkpoint, Path(path))
+        """See `save_training_state`; OutputError where it cannot be written."""
+        try:
+            save_training_state(checkpoint, Path(path))
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(f"--out: {path}: cannot write ({reason}); an older one is kept as it was") from None
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See `load_training_state`; tensors come to the CPU, Lightning moves them."""
@@ -64,20 +73,30 @@ class KeepCheckpoints(Checkpoint):
     nothing and leaves nothing out.
     """
 
-    def __init__(self, folder: Path, every: int, extra: dict[str, Any]) -> None:
-        """every: steps; extra: plain values to store under the key "cosegflow"."""
-        self.folder, self.every, self.extra = folder, every, extra
+    def __init__(self, folder: Path, every: int, extra: dict[str, Any], resume: Path | None = None) -> None:
+        """every: steps; extra: plain values to store under the key "cosegflow"; resume: what the run goes on from."""
+        self.folder, self.every, self.extra, self.resume = folder, every, extra, resume
         self.best_score: float | None = None
         self.best_step: int | None = None
         self._written: int | None = None
+
+    def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
+        """The best state of another run, where that is gone on from, is the best here too."""
+        best = self.folder / BEST_NAME
+        resume = self.resume
+        if trainer.is_global_zero and resume is not None and resume.name == BEST_NAME and not best.is_file():
+            with replaced(best) as temporary:
+                shutil.copyfile(resume, temporary)
+        trainer.strategy.barrier("best")
 
     def state_dict(self) -> dict[str, Any]:
         """Part of the training state."""
         return {"best_score": self.best_score, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Part of the training state."""
-        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+        """Part of the training state. A best state that stayed in another run's folder does not count here."""
+        if (self.folder / BEST_NAME).is_file():
+            self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Adds the run's configuration."""
@@ -106,7 +125,7 @@ class KeepCheckpoints(Checkpoint):
             return
         if self.best_score is None or float(score) > self.best_score:
             self.best_score, self.best_step = float(score), trainer.global_step
-            trainer.save_checkpoint(self.folder / BEST_NAME)
+            self._save(trainer, BEST_NAME)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Writes the final state."""
@@ -114,8 +133,17 @@ class KeepCheckpoints(Checkpoint):
             self._write_last(trainer)
 
     def _write_last(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / LAST_NAME)
+        self._save(trainer, LAST_NAME)
         self._written = trainer.global_step
+
+    def _save(self, trainer: lightning.Trainer, name: str) -> None:
+        learnt = [p for p in trainer.lightning_module.parameters() if p.requires_grad]
+        if not all(bool(torch.isfinite(p).all()) for p in learnt):
+            raise DivergedError(
+                f"train: the weights are not finite at step {trainer.global_step}; the checkpoints of earlier steps in"
+                f" {self.folder} are kept; try smaller learning rates"
+            )
+        trainer.save_checkpoint(self.folder / name)
 
 
 class LogPictures(lightning.Callback):

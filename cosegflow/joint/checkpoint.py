@@ -47,6 +47,17 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """A full disk is an OSError in safetensors' writing too."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(_short(error)) from None
+
+
 def trained_state(model: JointModel) -> dict[str, Tensor]:
     """The model's state without the frozen backbone."""
     return {name: value for name, value in model.state_dict().items() if not name.startswith("backbone.")}
@@ -73,7 +84,7 @@ def save_pretrained(model: JointModel, folder: Path | str) -> None:
         "own_backbone": model.own_backbone,
         "model": model.config.to_dict(),
     }
-    with staged_folder(folder, "folder") as stage:
+    with staged_folder(folder, "folder") as stage, _as_os_error():
         save_file(pack(trained_state(model))[0], stage / WEIGHTS_NAME)
         (stage / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
@@ -83,11 +94,12 @@ def save_training_state(state: Mapping[str, Any], path: Path) -> None:
 
     Raises:
         NestedStateError: the state holds something that is neither a tensor nor a plain value.
+        OSError: it cannot be written; the file that was there is whole.
     """
     from safetensors.torch import save_file
 
     tensors, text = pack(dict(state))
-    with replaced(path) as temporary:
+    with replaced(path) as temporary, _as_os_error():
         save_file(tensors, temporary, metadata={"format": TRAINING_FORMAT, "version": __version__, "state": text})
 
 

@@ -8,6 +8,13 @@ from cosegflow.joint.model import ModelConfig
 
 Task = Literal["joint", "match-only", "coseg-only"]
 
+IDLE_LOSSES: dict[str, frozenset[str]] = {
+    "joint": frozenset(),
+    "match-only": frozenset(("rejection", "price", "area", "task", "contrast", "edges")),
+    "coseg-only": frozenset(("cycle", "smoothness", "equivariance", "known_flow", "transitivity")),
+}
+"""Losses that a task does not compute: those of masks alone, and those of the matching alone."""
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -70,7 +77,7 @@ class TrainConfig:
     rounds: int = 1
     """gated rounds in training"""
     contrast_size: int = 64
-    """the masked images of the contrast loss are reduced to this square"""
+    """the masked images of the contrast loss are reduced to this square, a multiple of 16"""
     equivariance_beta: float = 20.0
     """inverse temperature of the loss equivariance"""
     level: float = 0.65
@@ -99,9 +106,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.task not in ("joint", "match-only", "coseg-only"):
             raise ValueError(f"task: need 'joint', 'match-only' or 'coseg-only', got {self.task!r}")
-        for name in ("steps", "validate_every", "checkpoint_every", "devices", "contrast_size"):
+        for name in ("steps", "validate_every", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: need at least 1, got {getattr(self, name)}")
+        if self.contrast_size < 16 or self.contrast_size % 16:
+            raise ValueError(f"contrast_size: need a multiple of 16, got {self.contrast_size}")
+        used = [name for name in vars(self.weights) if name not in IDLE_LOSSES[self.task]]
+        if not any(getattr(self.weights, name) > 0 for name in used):
+            raise ValueError(f"weights: need one above 0 of those that task {self.task!r} uses: {', '.join(used)}")
         for name in ("epochs", "patience"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -160,3 +172,8 @@ class FitConfig:
             raise ValueError("train.weights.transitivity: needs data.triplets true")
         if self.train.patience is not None and not self.data.validation:
             raise ValueError("train.patience: needs data.validation above 0")
+        if self.model.square and self.data.size != self.model.image_size:
+            raise ValueError(
+                f"data.size: model.decoder 'paper' needs that of model.image_size, {self.model.image_size}, got"
+                f" {self.data.size}"
+            )

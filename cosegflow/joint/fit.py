@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shlex
 import signal
 import warnings
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from cosegflow.configuration import ConfigurationError, build, differences, flat
 from cosegflow.joint.callbacks import KeepCheckpoints, LogPictures, SafetensorsIO, StepBar
 from cosegflow.joint.checkpoint import (
     BEST_NAME,
+    CONFIG_NAME,
     LAST_NAME,
     CheckpointError,
     load_checkpoint,
@@ -70,33 +72,42 @@ def world_size(train: TrainConfig) -> tuple[int, int]:
     return train.devices, 1
 
 
-def stored_configuration(path: Path, argument: str) -> tuple[FitConfig, int]:
-    """The configuration and the step of a training state.
+def stored_configuration(path: Path, argument: str) -> FitConfig:
+    """The configuration of a training state.
 
     Raises:
         CheckpointError: no such file, no training state, or one of another version's settings.
     """
     state = load_training_state(path, argument)
     try:
-        tree = state["cosegflow"]["configuration"]
-        return build(FitConfig, flatten(tree, FitConfig, str(path))), int(state["global_step"])
+        return build(FitConfig, flatten(state["cosegflow"]["configuration"], FitConfig, str(path)))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{argument}: {path}: is not complete (no {error})") from None
     except ValueError as error:
         raise CheckpointError(f"{argument}: {path}: does not fit this version ({error})") from None
 
 
-def check_resume(stored: FitConfig, wanted: FitConfig, argument: str) -> list[str]:
-    """Names of the settings that changed and may change.
+def check_resume(stored: FitConfig, wanted: FitConfig, argument: str) -> None:
+    """Raises CheckpointError where the model, the task or the optimiser differ, so that the stored state does not fit.
 
-    Raises:
-        CheckpointError: the model, the task or the optimiser differ, so the stored state does not fit.
+    `model.weights` may differ: the file may have moved.
     """
-    changed = differences(stored, wanted)
-    for name in changed:
-        if name.startswith("model.") or name in ("train.task", "train.optimiser"):
+    for name in differences(stored, wanted):
+        fixed = name.startswith("model.") and name != "model.weights"
+        if fixed or name in ("train.task", "train.optimiser"):
             raise CheckpointError(f"{argument}: was trained with another {name}; a run goes on only with the same")
-    return changed
+
+
+def check_folder(out: Path, resume: Path | None) -> None:
+    """Raises ConfigurationError where `out` holds a run, or a model, that is not gone on with and would be replaced."""
+    held = next((n for n in (LAST_NAME, BEST_NAME, f"model/{CONFIG_NAME}") if (out / n).is_file()), None)
+    if held is None or (resume is not None and resume.absolute().parent.resolve() == out.resolve()):
+        return
+    if resume is not None:
+        raise ConfigurationError(f"--out: {out}: holds another run than that of {resume}; name another folder")
+    if held.startswith("model"):
+        raise ConfigurationError(f"--out: {out}: holds a trained model and no training state; name another folder")
+    raise ConfigurationError(f"--out: {out}: holds a run already; go on with --resume, or name another folder")
 
 
 def _strategy(train: TrainConfig, world: int) -> Any:
@@ -125,13 +136,15 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
 
     Raises:
         ConfigurationError, OutputError, DatasetError, CheckpointError: one line, before any training. DatasetError
-            also for a photograph that cannot be read.
+            also for a photograph that cannot be read, OutputError for a checkpoint that cannot be written.
+        DivergedError: the weights are not finite any more.
         FitInterrupted: Ctrl-C.
     """
     out = check_output(config.out, "--out")
+    check_folder(out, resume)
     quiet_lightning()
     if resume is not None:
-        check_resume(stored_configuration(resume, "--resume")[0], config, "--resume")
+        check_resume(stored_configuration(resume, "--resume"), config, "--resume")
     data = FitData(config.data, config.train.seed)
     local, machines = world_size(config.train)
     world = local * machines
@@ -144,7 +157,7 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
     lightning.seed_everything(train.seed, verbose=False)
     module = JointModule(config.model, train, backbone)
     extra = {"version": __version__, "configuration": to_plain(config), "own_backbone": module.model.own_backbone}
-    keep = KeepCheckpoints(out, train.checkpoint_every, extra)
+    keep = KeepCheckpoints(out, train.checkpoint_every, extra, resume)
     callbacks: list[lightning.Callback] = [StepBar(), keep]
     if config.data.validation:
         callbacks.append(LogPictures(out / "pictures"))
@@ -157,7 +170,7 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
         run_trainer(trainer, module, datamodule=data, ckpt_path=resume)
     except KeyboardInterrupt:
         last = out / LAST_NAME
-        kept = f"{last} is kept; go on with: cosegflow fit --out {out} --resume"
+        kept = f"{last} is kept; go on with: cosegflow fit --out {shlex.quote(str(out))} --resume"
         if not last.is_file():
             kept = "there is no checkpoint yet (train.checkpoint_every)"
         raise FitInterrupted(f"interrupted at step {trainer.global_step}; {kept}") from None
@@ -205,7 +218,7 @@ def _start_folder(config: FitConfig) -> None:
     out = config.out
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for stale in out.glob(".unfinished-*.safetensors"):
+        for stale in [*out.glob(".unfinished-*.safetensors"), *out.glob(".unfinished-*.yaml")]:
             stale.unlink()  # of a run that was killed while it wrote
         with replaced(out / "config.yaml") as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")

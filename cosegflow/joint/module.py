@@ -14,7 +14,7 @@ import cosegflow
 from cosegflow.data.pair import Pair
 from cosegflow.data.training import TrainingSample
 from cosegflow.joint import losses
-from cosegflow.joint.config import LossWeights, Task, TrainConfig
+from cosegflow.joint.config import IDLE_LOSSES, LossWeights, Task, TrainConfig
 from cosegflow.joint.matcher import Matching
 from cosegflow.joint.model import JointModel, JointOutput, ModelConfig, Round, to_grid
 from cosegflow.joint.predict import predict
@@ -57,8 +57,7 @@ class JointModule(lightning.LightningModule):
             part = name.partition(".")[0]
             if part != "backbone":
                 parts["adapter" if part == "matcher" else part].append(parameter)
-        rates = recipe.learning_rate, recipe.adapter_learning_rate, recipe.tail_learning_rate
-        groups = [{"params": params, "lr": rate} for params, rate in zip(parts.values(), rates, strict=True)]
+        groups = [{"params": params, "lr": rate} for params, rate in zip(parts.values(), self._rates(), strict=True)]
         optimiser: torch.optim.Optimizer
         if recipe.optimiser == "sgd":
             optimiser = torch.optim.SGD(groups)
@@ -72,9 +71,29 @@ class JointModule(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _rates(self) -> tuple[float, float, float]:
+        recipe = self.recipe
+        return recipe.learning_rate, recipe.adapter_learning_rate, recipe.tail_learning_rate
+
+    def on_train_start(self) -> None:
+        """A resumed optimiser brings the rates of the run it was stored by; those of this run's settings count."""
+        schedule: Any = self.lr_schedulers()
+        schedule.base_lrs = list(self._rates())
+        for group, rate, factor in zip(
+            schedule.optimizer.param_groups, self._rates(), schedule.lr_lambdas, strict=True
+        ):
+            group["initial_lr"], group["lr"] = rate, rate * factor(schedule.last_epoch)
+            if self.recipe.optimiser == "adamw":
+                group["weight_decay"] = self.recipe.weight_decay
+
+    @property
+    def _rounds(self) -> int:
+        """Gated rounds in training; without masks that learn there is nothing to gate with."""
+        return 0 if self.recipe.task == "match-only" else self.recipe.rounds
+
     def training_step(self, batch: TrainingSample, batch_idx: int) -> Tensor:
         """One batch of samples."""
-        output = self.model(batch.image_a, batch.image_b, self.recipe.rounds)
+        output = self.model(batch.image_a, batch.image_b, self._rounds)
         terms = self.loss_terms(batch, output)
         total = self._total(terms)
         if self._trainer is not None:
@@ -97,7 +116,7 @@ class JointModule(lightning.LightningModule):
         collected: dict[str, list[Tensor]] = {}
 
         def add(name: str, value: Tensor) -> None:
-            if getattr(weights, name) > 0:
+            if getattr(weights, name) > 0 and name not in IDLE_LOSSES[task]:
                 collected.setdefault(name, []).append(value)
 
         fa, fb = output.features_a.float(), output.features_b.float()
@@ -127,8 +146,7 @@ class JointModule(lightning.LightningModule):
                 weight = mask.detach()
                 add("cycle", losses.cycle_consistency(flow, back, weight, unit))
                 add("smoothness", losses.flow_smoothness(flow, weight, unit))
-                if task != "match-only":
-                    add("task", losses.task_consistency(mask, other, flow))
+                add("task", losses.task_consistency(mask, other, flow))
             if task != "match-only":
                 for image, soft in ((batch.image_a, soft_a), (batch.image_b, soft_b)):
                     small = F.interpolate(image, size=soft.shape[-2:], mode="area")
@@ -178,9 +196,8 @@ class JointModule(lightning.LightningModule):
     def _transitivity(self, batch: TrainingSample, stage: Round) -> Tensor:
         """The loss over the six orders of a triplet; the third image is matched with both others."""
         assert batch.image_c is not None
-        rounds = self.recipe.rounds
-        bc = self.model(batch.image_b, batch.image_c, rounds).rounds[-1]
-        ca = self.model(batch.image_c, batch.image_a, rounds).rounds[-1]
+        bc = self.model(batch.image_b, batch.image_c, self._rounds).rounds[-1]
+        ca = self.model(batch.image_c, batch.image_a, self._rounds).rounds[-1]
         flows: dict[str, Matching] = {
             "ab": stage.ab,
             "ba": stage.ba,
@@ -221,7 +238,7 @@ class JointModule(lightning.LightningModule):
             self.iou.update(found.mask_a, batch.mask_a)
             self.iou.update(found.mask_b, batch.mask_b)
         else:
-            terms = self.loss_terms(batch, self.model(batch.image_a, batch.image_b, self.recipe.rounds))
+            terms = self.loss_terms(batch, self.model(batch.image_a, batch.image_b, self._rounds))
             self.mean_loss.update(self._total(terms), len(batch.image_a))
 
     def on_validation_epoch_end(self) -> None:

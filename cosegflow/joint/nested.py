@@ -13,7 +13,7 @@ class NestedStateError(ValueError):
 def pack(state: Any) -> tuple[dict[str, Tensor], str]:
     """Splits a tree of dicts, lists and tuples into its tensors, by name, and the JSON of all else.
 
-    Dict keys may be text, integers or None; leaves are tensors, text, numbers, booleans and None.
+    Dict keys may be text or integers; leaves are tensors, text, numbers, booleans and None.
 
     Raises:
         NestedStateError: any other leaf or key; the message names its place.
