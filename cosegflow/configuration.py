@@ -208,6 +208,22 @@ def flatten(tree: Mapping[Any, Any], kind: type, origin: str, prefix: str = "") 
     return found
 
 
+def _repeated_key(node: Any, prefix: str = "") -> str | None:
+    """The dotted name of a key that a YAML mapping has twice (PyYAML would drop the first, whole sections too)."""
+    import yaml
+
+    seen: set[str] = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name = f"{prefix}{key.value}"
+        if name in seen:
+            return name
+        seen.add(name)
+        below = _repeated_key(value, name + ".")
+        if below is not None:
+            return below
+    return None
+
+
 def read_yaml(path: Path, kind: type, argument: str) -> dict[str, Given]:
     """The settings of a YAML file, by dotted name.
 
@@ -217,13 +233,17 @@ def read_yaml(path: Path, kind: type, argument: str) -> dict[str, Given]:
     import yaml
 
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+        tree = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise ConfigurationError(f"{argument}: {path}: {reason}") from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigurationError(f"{argument}: {path}: is not YAML ({reason})") from None
+    if repeated is not None:
+        raise ConfigurationError(f"{argument}: {path}: {repeated} comes twice")
     if tree is None:
         return {}
     if not isinstance(tree, Mapping):

@@ -111,6 +111,9 @@ def test_yaml_round_trip(tmp_path: Path):
         ("inner: {scale: x}", "c.yaml: inner.scale: need a number, got 'x'"),
         ("- 1", "c.yaml: need sections of settings, got list"),
         ("a: [", "c.yaml: is not YAML"),
+        ("? [a]\n: 1", "c.yaml: is not YAML"),
+        ("inner: {scale: 1}\nname: x\ninner: {kind: b}", "c.yaml: inner comes twice"),
+        ("inner: {scale: 1, kind: a, scale: 2}", "c.yaml: inner.scale comes twice"),
     ],
 )
 def test_wrong_yaml(tmp_path: Path, text: str, message: str):
@@ -124,7 +127,7 @@ def test_wrong_yaml(tmp_path: Path, text: str, message: str):
 
 
 def test_recipe_rejects_what_cannot_be():
-    for bad in ({"steps": 0}, {"task": "both"}, {"seed": -1}, {"learning_rate": -1.0}, {"patience": 0}):
+    for bad in ({"steps": 0}, {"task": "both"}, {"seed": -1}, {"learning_rate": -1.0}, {"patience": 0}, {"level": 2}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             TrainConfig(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cycle"):

@@ -122,6 +122,8 @@ class TrainConfig:
         for name in (*rates, "warmup", "rounds", "gradient_clip", "score_gradient"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: need at least 0, got {getattr(self, name)}")
+        if not 0 <= self.level <= 1:
+            raise ValueError(f"level: need a number from 0 to 1, got {self.level}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: need a whole number from 0 to 4294967295, got {self.seed}")
 
