@@ -1,6 +1,7 @@
 """`cosegflow fit`: samples by step, losses by sample, validation, precision, clipping, logs, early stopping, errors."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -315,7 +316,9 @@ def test_each_loss_alone_trains(task: str, photographs: Path):
         assert (len(output.rounds) == 1) == (task == "match-only"), "without masks nothing gates"
 
 
-def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path, photographs: Path, monkeypatch, capsys):
+def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(
+    tmp_path: Path, photographs: Path, monkeypatch, capsys, request
+):
     out = tmp_path / "my run"
     step = JointModule.training_step
 
@@ -324,6 +327,8 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path, 
             raise KeyboardInterrupt
         return step(self, batch, batch_idx)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     monkeypatch.setattr(JointModule, "training_step", interrupted)
     assert cli.main(fit_options(photographs, out, "--train.steps", 6, "--train.checkpoint_every", 2)) == 130
     line = one_line(capsys)
@@ -331,8 +336,6 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path, 
     assert load_training_state(out / LAST_NAME, "last")["global_step"] == 2
     assert JointModel.from_pretrained(out).config == MODEL, "the last state serves where there is no model yet"
     with pytest.raises(KeyboardInterrupt):  # Lightning switches it off; we switch it on again
-        import signal
-
         signal.raise_signal(signal.SIGINT)
 
 
