@@ -248,12 +248,13 @@ def test_settings_of_the_stored_run_count_when_options_are_checked(tmp_path: Pat
 
 
 def test_the_best_state_comes_along_to_another_folder(tmp_path: Path, photographs: Path):
-    """With weights as good as unlearning afterwards, it stays the best, and is the model."""
+    """Learning rates of 0 give no better score: it stays the best, and is the model."""
     out, longer = tmp_path / "run", tmp_path / "longer"
     options = ("--train.steps", 2, "--data.validation", 2, "--train.validate_every", 1)
     assert cli.main(fit_options(photographs, out, *options)) == 0
     best = load_training_state(out / BEST_NAME, "best")
-    worse = ["--train.steps", "3", "--train.learning_rate", "1e3", "--train.warmup", "0"]
+    rates = [f"--train.{name}=0" for name in ("learning_rate", "adapter_learning_rate", "tail_learning_rate")]
+    worse = ["--train.steps", "3", *rates]
     assert cli.main(["fit", "--out", str(longer), "--resume", str(out / BEST_NAME), *worse]) == 0
     assert (longer / BEST_NAME).read_bytes() == (out / BEST_NAME).read_bytes()
     model = JointModel.from_pretrained(longer / "model").state_dict()

@@ -1,0 +1,152 @@
+"""The training module by itself: what its self-supervision shows the model, damped gradients, what checkpoints hold."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the joint extra is not installed")
+
+import cosegflow
+from cosegflow.data.training import TrainingSample
+from cosegflow.joint import module as module_file
+from cosegflow.joint.callbacks import KeepCheckpoints
+from cosegflow.joint.config import LossWeights, Task, TrainConfig
+from cosegflow.joint.model import ModelConfig
+from cosegflow.joint.module import SCORE, JointModule
+from cosegflow.joint.self_supervision import random_flow
+
+MODEL = ModelConfig(backbone="tiny", image_size=64)
+NONE = dict.fromkeys(vars(LossWeights()), 0.0)
+
+
+def make(task: Task = "joint", seed: int = 0, **weights: float) -> JointModule:
+    chosen = LossWeights(**{**NONE, **weights})
+    return JointModule(MODEL, TrainConfig(task=task, weights=chosen, contrast_size=32, seed=seed))
+
+
+def batch(first: int = 0, count: int = 2) -> TrainingSample:
+    a, b, ground = torch.rand(3, count, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    return TrainingSample(a, b, None, ground, ("x",) * count, torch.arange(first, first + count))
+
+
+def pasted(module: JointModule, samples: TrainingSample, logit: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two photographs of the self-supervision where all mask logits are `logit`: the pasted and the plain one."""
+    output = module.model(samples.image_a, samples.image_b, 0)
+    stage = output.rounds[-1]._replace(logits_a=torch.full((2, 16, 16), logit), logits_b=torch.full((2, 16, 16), logit))
+    seen: list[Any] = []
+    encode = module.model.encode_beside
+    module.model.encode_beside = lambda *given: seen.append(given) or encode(*given)  # type: ignore[assignment]
+    module._self_supervised(samples, output, stage)
+    return seen[0][0], seen[0][1]
+
+
+@torch.no_grad()
+def test_self_supervision_pastes_the_warped_foreground_onto_ground():
+    samples = batch()
+    known = random_flow(samples.number, (64, 64), seed=3)
+    chosen = torch.stack((samples.image_a[0], samples.image_b[1]))  # a of the even samples, b of the odd
+    warped = cosegflow.warp(chosen, known, padding="border")
+    for task, logit, expected in (
+        ("joint", 9.0, warped),
+        ("joint", -9.0, samples.ground),
+        ("match-only", -9.0, warped),  # it has no masks
+    ):
+        shown, plain = pasted(make(task, seed=3, equivariance=1.0), samples, logit)
+        assert torch.equal(plain, chosen)
+        torch.testing.assert_close(shown, expected, rtol=0, atol=1e-6, msg=f"{task} {logit}")
+
+
+@torch.no_grad()
+def test_an_exact_matching_of_the_known_warp_costs_nothing(monkeypatch):
+    """`known_flow` compares on the descriptors' grid: a shift of 16 pixels is one of two cells."""
+    shift = torch.tensor([16.0, -8.0]).reshape(1, 2, 1, 1).expand(2, 2, 64, 64)
+    monkeypatch.setattr(module_file, "random_flow", lambda *_, **__: shift)
+    module, samples = make("match-only", known_flow=1.0), batch()
+    exact = torch.tensor([2.0, -1.0]).reshape(1, 2, 1, 1).expand(2, 2, 8, 8)
+    for flow, cost in ((exact, 0.0), (exact + 1, (2 + 0.25) ** 0.5 - 0.5)):
+        monkeypatch.setattr(module.model, "match_one_way", lambda pair, flow=flow: SimpleNamespace(flow=flow))
+        terms = module.loss_terms(samples, module.model(samples.image_a, samples.image_b, 0))
+        assert float(terms["known_flow"]) == pytest.approx(cost, abs=1e-6)
+
+
+def test_descriptors_get_a_tenth_of_the_score_gradient():
+    """And the mask all of its own: its gradient does not depend on the share."""
+
+    def gradients(share: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        module = make(matching=1.0)
+        module.recipe = replace(module.recipe, score_gradient=share, rounds=0)
+        score = torch.full((1, 2, 2), 0.7, requires_grad=True)
+        mask = torch.full((1, 2, 2), 0.5, requires_grad=True)
+        module_file.losses.foreground_guided_matching(module._damped(score), mask).backward()
+        assert score.grad is not None and mask.grad is not None
+        return {"score": score.grad, "mask": mask.grad}
+
+    whole, tenth = gradients(1.0), gradients(0.1)
+    torch.testing.assert_close(tenth["score"], 0.1 * whole["score"])
+    torch.testing.assert_close(tenth["mask"], whole["mask"])
+    assert float(whole["score"].abs().min()) > 0
+
+
+def test_weights_of_averages_get_no_gradient():
+    """Else a mask would learn to leave out what is badly matched; of `cycle` and `smoothness` the flow learns."""
+    module, samples = make(cycle=1.0, smoothness=1.0), batch()
+    output = module.model(samples.image_a, samples.image_b, 0)
+    sum(module.loss_terms(samples, output).values()).backward()  # type: ignore[union-attr]
+    grads = {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
+    assert any(name.startswith("adapter") for name in grads)
+    assert not any(name.startswith("decoder") for name in grads)
+
+
+@torch.no_grad()
+def test_transitivity_walks_round_the_triplet(monkeypatch):
+    """Translations that add up to 0 along a, b, c cost nothing, in all six orders; a longer one its square."""
+    steps = {"ab": (1.0, 0.0), "bc": (0.0, 1.0), "ca": (-1.0, -1.0)}
+
+    def matching(name: str, extra: float = 0.0) -> SimpleNamespace:
+        turned = name[::-1]
+        x, y = steps[name] if name in steps else [-v for v in steps[turned]]
+        return SimpleNamespace(flow=torch.tensor([x + extra, y]).reshape(1, 2, 1, 1).expand(2, 2, 8, 8))
+
+    for extra in (0.0, 0.8):
+        module, samples = make("match-only", transitivity=1.0), batch()
+        samples = samples._replace(image_c=samples.ground)
+        images = {samples.image_a.data_ptr(): "a", samples.image_b.data_ptr(): "b", samples.ground.data_ptr(): "c"}
+        logits = torch.zeros(2, 16, 16)
+
+        def model(x: torch.Tensor, y: torch.Tensor, rounds: int, images=images, logits=logits) -> SimpleNamespace:
+            a, b = images[x.data_ptr()], images[y.data_ptr()]
+            stage = SimpleNamespace(ab=matching(a + b), ba=matching(b + a), logits_a=logits, logits_b=logits)
+            return SimpleNamespace(rounds=[stage])
+
+        stage = SimpleNamespace(ab=matching("ab", extra), ba=matching("ba", -extra), logits_a=logits, logits_b=logits)
+        monkeypatch.setattr(module.model, "forward", model)
+        value = float(module._transitivity(samples, stage))  # type: ignore[arg-type]
+        assert value == pytest.approx((extra / 8) ** 2, abs=1e-6)
+
+
+def test_checkpoints_hold_no_backbone():
+    module = make(matching=1.0)
+    stored: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(stored)
+    names = {name.split(".")[1] for name in stored["state_dict"] if name.startswith("model.")}
+    assert names == {"tail", "adapter", "decoder"}
+    module.on_load_checkpoint(stored)
+    module.load_state_dict(stored["state_dict"])
+
+
+def test_a_score_that_is_not_finite_is_never_the_best(tmp_path):
+    saved: list[object] = []
+    trainer: Any = SimpleNamespace(
+        callback_metrics={SCORE: torch.tensor(torch.nan)}, global_step=1, lightning_module=make(matching=1.0),
+        save_checkpoint=saved.append,
+    )  # fmt: skip
+    keep = KeepCheckpoints(tmp_path, 1, {})
+    keep.on_validation_end(trainer, None)
+    assert saved == [] and keep.best_score is None
+    trainer.callback_metrics[SCORE] = torch.tensor(0.5)
+    keep.on_validation_end(trainer, None)
+    assert len(saved) == 1 and keep.best_score == 0.5
