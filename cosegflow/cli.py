@@ -1,6 +1,8 @@
 """The command `cosegflow`: fit, eval, match, segment, data, bench, info, demo. Heavy imports wait for their command."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -124,7 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = [f"--{name}" for name in fit_command.setting_names()] if arguments.command == "fit" else []
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(unknown[0].partition('=')[0], options)}")
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        sys.stdout.flush()  # what is left of the output meets a closed pipe here, not when Python ends
+        return code
+    except BrokenPipeError:  # `cosegflow ... | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except ModuleNotFoundError as error:
         extra = "bench" if arguments.command == "bench" else "joint"
         if (error.name or "").partition(".")[0] not in EXTRAS[extra]:

@@ -273,3 +273,12 @@ def test_segment_without_a_checkpoint(tmp_path: Path):
     assert cli.main(["segment", str(cat), str(cat), "-o", str(tmp_path / "out")]) == 0
     mask = np.asarray(Image.open(tmp_path / "out" / "1_chelsea_mask.png")) >= 128
     assert 0.01 < mask.mean() < 0.99
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [sys.executable, "-m", "cosegflow.cli", "fit", "--print-config"]
+    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writer)
+    assert done.returncode == 141 and done.stderr == "", done.stderr
