@@ -177,7 +177,9 @@ def test_a_folder_is_not_overwritten_and_a_run_can_be_extended(tmp_path: Path, p
     assert cli.main(fit_options(photographs, out, "--train.steps", 2)) == 0
     assert cli.main(fit_options(photographs, out, "--train.steps", 2)) == 2
     assert "holds a run already; go on with --resume" in one_line(capsys)
+    (out / ".unfinished-x.safetensors").write_text("of a run that was killed while it wrote")
     assert cli.main(["fit", "--out", str(out), "--resume"]) == 0, "complete: nothing to do"
+    assert not list(out.glob(".unfinished-*"))
     assert cli.main(["fit", "--out", str(out), "--resume", "auto", "--train.steps", "4"]) == 0
     assert load_training_state(out / LAST_NAME, "last")["global_step"] == 4
     assert yaml.safe_load((out / "config.yaml").read_text())["train"]["steps"] == 4

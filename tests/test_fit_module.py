@@ -150,3 +150,57 @@ def test_a_score_that_is_not_finite_is_never_the_best(tmp_path):
     trainer.callback_metrics[SCORE] = torch.tensor(0.5)
     keep.on_validation_end(trainer, None)
     assert len(saved) == 1 and keep.best_score == 0.5
+
+
+@pytest.mark.parametrize(("task", "score"), [("joint", 0.5), ("match-only", 0.2), ("coseg-only", 0.8)])
+def test_score_of_validation(task: Task, score: float, monkeypatch):
+    """With truth what the task trains, of this validation alone; without it minus the loss of each sample."""
+    module = make(task, matching=1.0)
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(module, "log_dict", lambda values: logged.update(values))
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    for shift in (9.0, 0.0):  # what the first leaves behind must not count in the second
+        module._exact = True
+        flow = torch.zeros(1, 2, 2, 5)
+        found = flow.clone()
+        found[:, :, 0, :] = found[:, :, 1, :3] = 9.0  # two of ten within a tenth of the box
+        module.pck.update(found + shift, flow, torch.ones(1, 2, 5, dtype=torch.bool), torch.tensor([10.0]))
+        mask = torch.ones(1, 1, 5, dtype=torch.bool)
+        module.iou.update(torch.tensor([[[1.0, 1, 1, 1, 0]]]) * (shift == 0), mask)
+        module.on_validation_epoch_end()
+    assert float(logged[SCORE]) == pytest.approx(score)
+    module._exact = False
+    for _ in range(2):
+        logged.clear()
+        for loss, count in ((1.0, 3), (5.0, 1)):
+            module.mean_loss.update(torch.tensor(loss), count)
+        module.on_validation_epoch_end()
+        assert float(logged[SCORE]) == -float(logged["val/loss"]) == -2.0
+        module.mean_loss.update(torch.tensor(100.0), 1)
+        module.on_validation_epoch_end()
+
+
+def test_rates_by_part_and_over_the_steps():
+    """Decoder, adapter with the parametric matcher, tail; a warm-up of at most a tenth of all steps, then a cosine."""
+    rates = {"learning_rate": 0.4, "adapter_learning_rate": 0.2, "tail_learning_rate": 0.1}
+    recipe = TrainConfig(steps=40, warmup=10, **rates)
+    module = JointModule(replace(MODEL, matcher="parametric"), recipe)
+    made = module.configure_optimizers()
+    optimiser, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    groups = [{id(p) for p in group["params"]} for group in optimiser.param_groups]
+    parts = [("decoder",), ("adapter", "matcher"), ("tail",)]
+    for names, group in zip(parts, groups, strict=True):
+        assert group == {id(p) for name in names for p in getattr(module.model, name).parameters()}
+    factors = [schedule.lr_lambdas[0](step) for step in range(41)]
+    assert factors[0] == 0.25 and factors[4] == pytest.approx(0.9755, abs=1e-4), "warm after 4 of 40 steps"
+    assert factors[20] == pytest.approx(0.5) and factors[40] == pytest.approx(0.0)
+    assert [group["lr"] for group in optimiser.param_groups] == [rate * 0.25 for rate in rates.values()]
+
+
+def test_a_task_trains_its_own_parts():
+    trained = {
+        task: {name.split(".")[0] for name, p in make(task, matching=1.0).model.named_parameters() if p.requires_grad}
+        for task in ("joint", "match-only", "coseg-only")
+    }
+    assert trained["joint"] == {"tail", "adapter", "decoder"}
+    assert trained["match-only"] == {"tail", "adapter"} and trained["coseg-only"] == {"decoder"}

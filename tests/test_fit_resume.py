@@ -64,6 +64,9 @@ def test_kill_9_and_resume_gives_the_same_weights(tmp_path: Path, photographs: P
     assert all(torch.equal(left[0][name], right[0][name]) for name in left[0])
     scores = [[str(v) for k, v in s["callbacks"].items() if k.startswith(("Keep", "EarlyStopping"))] for s in states]
     assert len(scores[0]) == 2 and scores[0] == scores[1]
+    (early,) = [v for k, v in states[0]["callbacks"].items() if k.startswith("EarlyStopping")]
+    (kept,) = [v for k, v in states[0]["callbacks"].items() if k.startswith("KeepCheckpoints")]
+    assert float(early["best_score"]) == pytest.approx(kept["best_score"]), "both take the largest score"
     models = [load_checkpoint(folder).state_dict() for folder in (killed, whole)]
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
     assert not list(killed.glob(".unfinished-*"))
