@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("lightning", reason="the joint extra is not installed")
 
 import cosegflow
+from cosegflow.data.pair import Pair
 from cosegflow.data.training import TrainingSample
 from cosegflow.joint import module as module_file
 from cosegflow.joint.callbacks import KeepCheckpoints
@@ -103,7 +104,7 @@ def test_weights_of_averages_get_no_gradient():
 
 @torch.no_grad()
 def test_transitivity_walks_round_the_triplet(monkeypatch):
-    """Translations that add up to 0 along a, b, c cost nothing, in all six orders; a longer one its square."""
+    """Translations that add up to 0 along a, b, c cost nothing, in any order; a longer one its square."""
     steps = {"ab": (1.0, 0.0), "bc": (0.0, 1.0), "ca": (-1.0, -1.0)}
 
     def matching(name: str, extra: float = 0.0) -> SimpleNamespace:
@@ -122,10 +123,10 @@ def test_transitivity_walks_round_the_triplet(monkeypatch):
             stage = SimpleNamespace(ab=matching(a + b), ba=matching(b + a), logits_a=logits, logits_b=logits)
             return SimpleNamespace(rounds=[stage])
 
-        stage = SimpleNamespace(ab=matching("ab", extra), ba=matching("ba", -extra), logits_a=logits, logits_b=logits)
+        stage = SimpleNamespace(ab=matching("ab", extra), ba=matching("ba"), logits_a=logits, logits_b=logits)
         monkeypatch.setattr(module.model, "forward", model)
         value = float(module._transitivity(samples, stage))  # type: ignore[arg-type]
-        assert value == pytest.approx((extra / 8) ** 2, abs=1e-6)
+        assert value == pytest.approx((extra / 8) ** 2 / 2, abs=1e-6), "three of the six orders go from a to b"
 
 
 def test_checkpoints_hold_no_backbone():
@@ -204,3 +205,27 @@ def test_a_task_trains_its_own_parts():
     }
     assert trained["joint"] == {"tail", "adapter", "decoder"}
     assert trained["match-only"] == {"tail", "adapter"} and trained["coseg-only"] == {"decoder"}
+
+
+@torch.no_grad()
+def test_contrast_compares_objects_with_objects_and_with_their_own_ground(monkeypatch):
+    """F is here the mean colour; the masks are everything in a and nothing in b."""
+    module = make(contrast=1.0)
+    monkeypatch.setattr(module.model.backbone, "descriptor", lambda images: images.mean((2, 3)))
+    levels = torch.tensor([0.9, 0.3])
+    image_a, image_b = (torch.full((1, 3, 64, 64), float(level)) for level in levels)
+    stage: Any = SimpleNamespace(logits_a=torch.full((1, 16, 16), 50.0), logits_b=torch.full((1, 16, 16), -50.0))
+    alike = (0.9 - 0.5) ** 2  # object of a: 0.9; that of b: grey
+    apart = ((0.9 - 0.5) ** 2 + (0.5 - 0.3) ** 2) / 2
+    assert float(module._contrast(image_a, image_b, stage)) == pytest.approx(alike + 2 - apart, abs=1e-5)
+
+
+@torch.no_grad()
+def test_validation_counts_the_masks_of_both_photographs(monkeypatch):
+    whole = torch.ones(1, 64, 64)
+    found = SimpleNamespace(flow_ab=torch.zeros(1, 2, 64, 64), mask_a=whole, mask_b=0 * whole)
+    monkeypatch.setattr(module_file, "predict", lambda *_: found)
+    module, images, truth = make(matching=1.0), torch.zeros(1, 3, 64, 64), whole > 0
+    pair = Pair(images, images, "x", truth, truth, torch.zeros(1, 2, 64, 64), truth)
+    module.validation_step(pair, 0)
+    assert float(module.pck.compute()) == 1 and float(module.iou.compute()) == 0.5
