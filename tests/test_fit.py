@@ -25,7 +25,7 @@ from cosegflow.data.training import TrainingSamples, collate_training
 from cosegflow.joint import fit as fit_module
 from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, load_training_state
 from cosegflow.joint.config import IDLE_LOSSES, DataConfig, FitConfig, LossWeights, TrainConfig
-from cosegflow.joint.fit_data import StepBatches
+from cosegflow.joint.fit_data import VALIDATION_SEED, FitData, StepBatches
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.module import JointModule
 from cosegflow.joint.self_supervision import random_flow
@@ -165,6 +165,15 @@ def test_other_models_train_and_come_back(tmp_path: Path, photographs: Path, mod
     assert all(bool(torch.isfinite(value).all()) for value in state.values())
     assert cli.main(["fit", "--out", str(out), "--resume", "--train.steps", "3"]) == 0
     assert str(getattr(load_checkpoint(out).config, model[0].removeprefix("--model."))) in (str(model[1]), "5.0")
+
+
+def test_validation_samples_are_plain_and_others_than_in_training(photographs: Path):
+    data = FitData(DataConfig("folder", photographs, size=64), seed=4)
+    source = open_training_source("folder", photographs)
+    plain = TrainingSamples(source, seed=4 + VALIDATION_SEED, size=64, augment=False)
+    assert torch.equal(data.held_out[3].image_a, plain[3].image_a)
+    augmented = TrainingSamples(source, seed=4, size=64)
+    assert torch.equal(data.samples[3].image_a, augmented[3].image_a)
 
 
 def test_epochs_are_passes_over_the_photographs(tmp_path: Path, photographs: Path, capsys):
