@@ -399,3 +399,10 @@ def test_what_lightning_cannot_do_is_one_line(tmp_path: Path, photographs: Path,
     assert cli.main(fit_options(photographs, tmp_path / "run", "--train.strategy", "dpp")) == 2
     assert "train.strategy: " in one_line(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_matcher_trained_without_masks_predicts_without_gates(photographs: Path, tmp_path: Path):
+    assert cli.main(fit_options(photographs, tmp_path / "run", "--train.steps", 1, "--train.task", "match-only")) == 0
+    assert JointModel.from_pretrained(tmp_path / "run").config.rounds == 0
+    steps = ("--train.steps", 2, "--train.task", "match-only", "--resume")
+    assert cli.main(fit_options(photographs, tmp_path / "run", *steps)) == 0

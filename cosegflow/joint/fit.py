@@ -143,6 +143,8 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
     out = check_output(config.out, "--out")
     check_folder(out, resume)
     quiet_lightning()
+    if config.train.task == "match-only":  # its masks never learn, so the trained model does not gate with them either
+        config = replace(config, model=replace(config.model, rounds=0))
     if resume is not None:
         check_resume(stored_configuration(resume, "--resume"), config, "--resume")
     data = FitData(config.data, config.train.seed)
