@@ -155,13 +155,14 @@ def measure(
             continue
         try:
             one = job.make(PEERS[name], step.work, case, step.direction, inputs, device)
+            # First of all: on the CPU, a contestant that runs out of memory does so in a child of its own.
+            if device.type == "cpu" and ((with_memory and step.direction != "backward") or memory.is_large(case)):
+                graph = "forward" if step.direction == "forward" else "both"
+                peak = memory.peak_cpu(step.work, case, graph, name)
+            elif with_memory and step.direction != "backward":
+                one.results()  # handles and workspaces of libraries are made once
+                peak = memory.peak_cuda(lambda one=one: _flat(one.results()), device)  # type: ignore[misc]
             if with_memory and step.direction != "backward":
-                # First of all: on the CPU, a contestant that runs out of memory does so in a child of its own.
-                if device.type == "cpu":
-                    peak = memory.peak_cpu(step.work, case, step.direction, name)
-                else:
-                    one.results()  # handles and workspaces of libraries are made once
-                    peak = memory.peak_cuda(lambda one=one: _flat(one.results()), device)  # type: ignore[misc]
                 rows[name]["memory_mb"] = peak / 1e6
             started = time.monotonic()
             results = one.results()

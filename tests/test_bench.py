@@ -396,3 +396,18 @@ def test_plan_leaves_out_who_does_not_do_the_work():
     steps = plan(["warp"], "quick", ["forward"], "all")
     assert len(steps) == 1 and "grid_sample" not in steps[0].peers and "sdpa" not in steps[0].peers
     assert {"cosegflow", "eager", "kornia"} <= set(steps[0].peers)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+def test_a_volume_that_may_not_fit_is_tried_in_a_child_first(direction, monkeypatch):
+    tried = []
+
+    def refuse(work: str, case: Case, graph: str, peer: str) -> float:
+        tried.append((peer, graph))
+        raise memory.OutOfMemory("more than there is")
+
+    monkeypatch.setattr(memory, "available", lambda: 100)
+    monkeypatch.setattr(memory, "peak_cpu", refuse)
+    found = measure(Step("match", SMALL, direction, ("cosegflow", "eager")), CPU, {}, LIMITS, 0.01, 1, False)
+    assert {row["peer"]: row["status"] for row in found} == dict.fromkeys(("cosegflow", "eager"), "out of memory")
+    assert {graph for _, graph in tried} == {"forward" if direction == "forward" else "both"}

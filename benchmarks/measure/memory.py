@@ -21,6 +21,8 @@ from ..works.base import Inputs
 SHARE = 0.8
 """Of the free memory, what a child may take."""
 CHILD_SECONDS = 600
+VOLUMES = 8
+"""What stores the volume may hold so many of them at a time, forward and backward, in float32."""
 
 
 class OutOfMemory(RuntimeError):
@@ -64,6 +66,12 @@ def available() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise OSError("/proc/meminfo has no MemAvailable")
+
+
+def is_large(case: Case) -> bool:
+    """Whether a contestant that stores the volume a few times over may want more memory than there is."""
+    (ha, wa), (hb, wb) = case.a, case.b
+    return case.batch * ha * wa * hb * wb * 4 * VOLUMES > available()
 
 
 def _child(connection: Connection, work: str, case: Case, direction: str, peer: str, threads: int, limit: int) -> None:
