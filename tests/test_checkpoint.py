@@ -13,13 +13,13 @@ pytest.importorskip("safetensors", reason="the joint extra is not installed")
 
 from safetensors.torch import load_file, save_file
 
+from cosegflow.atomic_file import replaced
 from cosegflow.joint import checkpoint
 from cosegflow.joint.backbones import TinyBackbone
 from cosegflow.joint.checkpoint import (
     CheckpointError,
     load_checkpoint,
     load_training_state,
-    replaced,
     save_checkpoint,
     save_training_state,
 )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cosegflow.atomic_file import replaced
 from cosegflow.evaluate.errors import EvaluationError
 
 PLAIN_SECONDS = 10.0
@@ -56,23 +57,17 @@ def write_json(path: Path, content: dict[str, Any], argument: str) -> None:
     Raises:
         EvaluationError: it cannot be written.
     """
-    target, temporary = _target(path), None
+    target = _target(path)
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     data = text.encode("utf-8", "backslashreplace")
     try:
         if _is_special(target):
             target.write_bytes(data)
             return
-        handle, temporary = tempfile.mkstemp(prefix=".unfinished-", suffix=".json", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        with replaced(target) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise EvaluationError(f"{argument}: {path}: cannot write ({error.strerror or error})") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _target(path: Path) -> Path:

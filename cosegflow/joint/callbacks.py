@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
-from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_training_state, replaced, save_training_state
+from cosegflow.atomic_file import replaced
+from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_training_state, save_training_state
 from cosegflow.joint.module import SCORE, JointModule
 from cosegflow.joint.pictures import pair_strip
 from cosegflow.joint.predict import predict

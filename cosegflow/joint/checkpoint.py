@@ -5,8 +5,6 @@ with pickle: safetensors, or `torch.load(weights_only=True)` for the demo's.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cosegflow._version import __version__
+from cosegflow.atomic_file import replaced
 from cosegflow.configuration import build, flatten
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.nested import NestedStateError, pack, unpack
@@ -29,22 +28,6 @@ LAST_NAME, BEST_NAME = "last.safetensors", "best.safetensors"
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; one line that names the argument."""
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; on success it is renamed to `path`, else `path` is as it was."""
-    handle, name = tempfile.mkstemp(prefix=".unfinished-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # a rename that outlives a power cut must not name an empty file
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

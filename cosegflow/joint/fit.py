@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from cosegflow._version import __version__
+from cosegflow.atomic_file import replaced
 from cosegflow.configuration import ConfigurationError, build, differences, flatten, to_plain, to_yaml
 from cosegflow.joint.callbacks import KeepCheckpoints, LogPictures, SafetensorsIO, StepBar
 from cosegflow.joint.checkpoint import (
@@ -29,7 +30,6 @@ from cosegflow.joint.checkpoint import (
     CheckpointError,
     load_checkpoint,
     load_training_state,
-    replaced,
     save_pretrained,
 )
 from cosegflow.joint.config import FitConfig, TrainConfig
