@@ -16,6 +16,11 @@ Describe = Callable[[Tensor, Pyramid], tuple[Tensor, Tensor]]
 """A photograph (B, 3, H, W) and the other one's pyramid to the descriptors of both."""
 
 
+def spatial_size(values: Tensor) -> tuple[int, int]:
+    """H and W of (..., H, W)."""
+    return values.shape[-2], values.shape[-1]
+
+
 class Adapter(nn.Module):
     """Turns a feature pyramid into descriptors of unit length on the grid of stride 8 (or 4).
 

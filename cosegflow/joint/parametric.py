@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cosegflow
-from cosegflow.joint.matcher import Describe, Encoded, Gate, Matching
+from cosegflow.joint.matcher import Describe, Encoded, Gate, Matching, spatial_size
 from cosegflow.joint.tps import IDENTITY, ThinPlate, apply_affine, grid_points, to_flow
 
 SIDE = 15
@@ -108,11 +108,11 @@ class ParametricMatcher(nn.Module):
         moving = None if weight_b is None else to_side(weight_b)
         volume = correlation_volume(to_side(pair.features_b), to_side(pair.features_a), moving, weight_a)
         affine = self.affine(volume)
-        flow = self.flows(affine, None, _size(pair.image_a), _size(pair.image_b))
+        flow = self.flows(affine, None, spatial_size(pair.image_a), spatial_size(pair.image_b))
         warped = cosegflow.warp(pair.image_b, flow, padding="border")
         features, other = describe(warped, pair.pyramid_a)
         if weight_b is not None:
-            flow = self.flows(affine, None, _size(pair.features_a), _size(weight_b))
+            flow = self.flows(affine, None, spatial_size(pair.features_a), spatial_size(weight_b))
             moving = to_side(cosegflow.warp(weight_b.unsqueeze(1), flow))[:, 0]
         bend = self.bend(correlation_volume(to_side(features), to_side(other), moving, weight_a))
         return affine, bend
@@ -122,10 +122,10 @@ class ParametricMatcher(nn.Module):
     ) -> Matching:
         affine, bend = self._transform(pair, describe, *gates)
         fa, fb = pair.features_a, pair.features_b
-        flow = self.flows(affine, bend, _size(fa), _size(fb))
+        flow = self.flows(affine, bend, spatial_size(fa), spatial_size(fb))
         score = (fa * cosegflow.warp(fb, flow)).sum(1)
         confidence = score.detach().clamp(0, 1).float()
-        return Matching(flow, confidence, similarity, self.flows(affine, None, _size(fa), _size(fb)))
+        return Matching(flow, confidence, similarity, self.flows(affine, None, spatial_size(fa), spatial_size(fb)))
 
     def _similarities(self, pair: Encoded) -> tuple[Tensor, Tensor]:
         """lse / beta over 15 x 15 cells, interpolated onto each grid."""
@@ -156,10 +156,6 @@ class ParametricMatcher(nn.Module):
     def one_way(self, pair: Encoded, describe: Describe) -> Matching:
         """a to b, without gates."""
         return self._match(pair, describe, (None, None), self._similarities(pair)[0])
-
-
-def _size(values: Tensor) -> Size:
-    return values.shape[-2], values.shape[-1]
 
 
 def swap(pair: Encoded) -> Encoded:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import cosegflow
 from cosegflow.joint.losses import match_level
-from cosegflow.joint.matcher import Gate, Matching, match_gated
+from cosegflow.joint.matcher import Gate, Matching, match_gated, spatial_size
 from cosegflow.joint.model import JointModel, ModelConfig
 
 
@@ -40,10 +40,6 @@ def _shrink(image: Tensor, config: ModelConfig) -> Tensor:
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
 
 
-def _size(image: Tensor) -> tuple[int, int]:
-    return image.shape[-2], image.shape[-1]
-
-
 def _full(values: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(values.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
 
@@ -51,7 +47,7 @@ def _full(values: Tensor, size: tuple[int, int]) -> Tensor:
 def _assemble(
     ab: Matching, grid_b: tuple[int, int], masks: tuple[Tensor, Tensor], image_a: Tensor, image_b: Tensor
 ) -> Prediction:
-    size_a, size_b = _size(image_a), _size(image_b)
+    size_a, size_b = spatial_size(image_a), spatial_size(image_b)
     return Prediction(
         cosegflow.resize_flow(ab.flow, size_a, size_b, from_size_b=grid_b),
         masks[0].clamp(0, 1),
@@ -66,10 +62,10 @@ def predict(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
     output = model(_shrink(image_a, model.config), _shrink(image_b, model.config))
     last = output.rounds[-1]
     masks = tuple(
-        torch.sigmoid(_full(logits, _size(image)))
+        torch.sigmoid(_full(logits, spatial_size(image)))
         for logits, image in ((last.logits_a, image_a), (last.logits_b, image_b))
     )
-    return _assemble(last.ab, _size(output.features_b), (masks[0], masks[1]), image_a, image_b)
+    return _assemble(last.ab, spatial_size(output.features_b), (masks[0], masks[1]), image_a, image_b)
 
 
 @torch.no_grad()
@@ -91,8 +87,8 @@ def predict_untrained(model: JointModel, image_a: Tensor, image_b: Tensor) -> Pr
     empty = torch.stack([~g.source.flatten(1).any(1) for g in gates]).any(0)[:, None, None]
     gates = [Gate(g.source | empty, torch.where(empty, 1.0, g.target)) for g in gates]
     ab = match_gated(fa, fb, gates[0], gates[1], config.beta, ab)
-    masks = _full(soft[0], _size(image_a)), _full(soft[1], _size(image_b))
-    return _assemble(ab, _size(fb), masks, image_a, image_b)
+    masks = _full(soft[0], spatial_size(image_a)), _full(soft[1], spatial_size(image_b))
+    return _assemble(ab, spatial_size(fb), masks, image_a, image_b)
 
 
 @torch.no_grad()
@@ -109,8 +105,8 @@ def predict_nearest(model: JointModel, image_a: Tensor, image_b: Tensor) -> Pred
     batch = image_a.shape[0]
     return _assemble(
         Matching(flow, score.clamp(0, 1), score),
-        _size(fb),
-        (image_a.new_ones(batch, *_size(image_a)), image_b.new_ones(batch, *_size(image_b))),
+        spatial_size(fb),
+        (image_a.new_ones(batch, *spatial_size(image_a)), image_b.new_ones(batch, *spatial_size(image_b))),
         image_a,
         image_b,
     )

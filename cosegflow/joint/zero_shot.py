@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cosegflow
+from cosegflow.joint.matcher import spatial_size
 from cosegflow.joint.predict import Prediction
 
 IMAGE_SIZE = 240
@@ -45,7 +46,7 @@ class ZeroShotMatcher(nn.Module):
     def transfer(self, image_a: Tensor, image_b: Tensor, points: Tensor) -> Tensor:
         """Where key points (K, 2) of a photograph (3, Ha, Wa) lie in b (3, Hb, Wb): (K, 2) float32; NaN stays."""
         found, _ = nearest_positions(
-            self.features(image_a), self.features(image_b), points, _size(image_a), _size(image_b)
+            self.features(image_a), self.features(image_b), points, spatial_size(image_a), spatial_size(image_b)
         )
         return found
 
@@ -55,7 +56,7 @@ class ZeroShotMatcher(nn.Module):
         if image_a.shape[0] != 1 or image_b.shape[0] != 1:
             raise ValueError(f"image_a: zero-shot takes one pair at a time, got a batch of {image_a.shape[0]}")
         fa, fb = self.features(image_a[0]), self.features(image_b[0])
-        height, width = _size(image_a[0])
+        height, width = spatial_size(image_a[0])
         rows = max(1, BLOCK // width)
         flow = image_a.new_empty(2, height, width)
         score = image_a.new_empty(height, width)
@@ -63,10 +64,10 @@ class ZeroShotMatcher(nn.Module):
         for top in range(0, height, rows):
             y = torch.arange(top, min(top + rows, height), device=image_a.device, dtype=torch.float32)
             here = torch.stack(torch.meshgrid(x, y, indexing="xy"), 2).reshape(-1, 2)
-            found, cosine = nearest_positions(fa, fb, here, (height, width), _size(image_b[0]))
+            found, cosine = nearest_positions(fa, fb, here, (height, width), spatial_size(image_b[0]))
             flow[:, top : top + len(y)] = (found - here).T.reshape(2, len(y), width)
             score[top : top + len(y)] = cosine.reshape(len(y), width)
-        ones = [image.new_ones(1, *_size(image)) for image in (image_a[0], image_b[0])]
+        ones = [image.new_ones(1, *spatial_size(image)) for image in (image_a[0], image_b[0])]
         return Prediction(flow[None], ones[0], ones[1], score.clamp(0, 1)[None])
 
 
@@ -97,7 +98,3 @@ def nearest_positions(
     centres = torch.stack((index % width, index // width), 1).float() + 0.5
     found = centres * centres.new_tensor((size_b[1] / fb.shape[3], size_b[0] / fb.shape[2])) - 0.5
     return torch.where(known, found, torch.nan), matched.score.reshape(count)
-
-
-def _size(image: Tensor) -> tuple[int, int]:
-    return image.shape[-2], image.shape[-1]
