@@ -31,13 +31,7 @@ LIMITS = Ceilings(copy=1e10, matrix={"float32": 1e11}, exp=1e9)
 SMALL = squares((8, 6))[0]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So that other programs on the machine do not stretch every parallel region."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def bench(*options: object) -> int:

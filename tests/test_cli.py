@@ -20,13 +20,7 @@ from cosegflow.joint.checkpoint import save_checkpoint
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.report import OutputError, Row, check_output, staged_folder, verdicts
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

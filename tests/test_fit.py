@@ -33,12 +33,7 @@ from cosegflow.joint.self_supervision import random_flow
 MODEL = ModelConfig(backbone="tiny", image_size=64)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -25,13 +25,7 @@ from cosegflow.joint.predict import model_size, predict, predict_nearest, predic
 TINY = ModelConfig(backbone="tiny", image_size=64)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are tiny: on a busy machine a second thread costs more than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def blobs(count: int = 4, size: int = 64) -> list[TrainingSample]:

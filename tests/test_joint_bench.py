@@ -14,13 +14,7 @@ from cosegflow.benchmarks.command import BenchError
 
 import cosegflow
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_plain_torch_computes_what_ours_does():

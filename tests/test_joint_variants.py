@@ -22,12 +22,7 @@ from cosegflow.joint.predict import predict
 TINY = ModelConfig(backbone="tiny", image_size=64)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def unit(*shape: int) -> torch.Tensor:

@@ -19,12 +19,7 @@ from cosegflow.joint.tps import IDENTITY, ThinPlate, apply_affine, grid_points, 
 PARAMETRIC = ModelConfig(backbone="tiny", image_size=64, matcher="parametric")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_points_and_flow_by_hand():
