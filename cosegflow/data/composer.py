@@ -180,16 +180,22 @@ def compose_image(
     others: Sequence[Stamp],
     size: tuple[int, int],
     distractors: int = 2,
+    clutter: int | None = None,
 ) -> tuple[torch.Tensor, Array, SmoothWarp]:
-    """One stamp over a photograph (h, w, 3), with at most `distractors` of `others` below it.
+    """One stamp over a photograph (h, w, 3), with at most `distractors` of `others` below it, or exactly `clutter`.
 
+    With `clutter` they are drawn apart from all else: with more of them the image is the same but for those added.
     Returns the image (3, H, W) float32 in [0, 1], the stamp's opacity (H, W), and its warp.
     """
     canvas = _crop(rng, photo, size)
-    for _ in range(int(rng.integers(distractors + 1)) if others else 0):
-        other = others[int(rng.integers(len(others)))]
-        warp = random_warp(rng, other.rgba.shape[:2], size, extent=(0.25, 0.5), wobble=0)
-        colour, opacity = render(other.rgba, warp, size, rng.uniform(0.4, 1.0))
+    if clutter is None:
+        apart, count = rng, int(rng.integers(distractors + 1)) if others else 0
+    else:
+        apart, count = np.random.default_rng(int(rng.integers(2**63))), clutter if others else 0
+    for _ in range(count):
+        other = others[int(apart.integers(len(others)))]
+        warp = random_warp(apart, other.rgba.shape[:2], size, extent=(0.25, 0.5), wobble=0)
+        colour, opacity = render(other.rgba, warp, size, apart.uniform(0.4, 1.0))
         canvas = canvas * (1 - opacity[..., None]) + colour
     warp = random_warp(rng, stamp.rgba.shape[:2], size)
     colour, opacity = render(stamp.rgba, warp, size, rng.uniform(0.4, 1.0))
@@ -209,6 +215,7 @@ def compose_pair(
     same_stamp: bool = True,
     truth: bool = True,
     distractors: int = 2,
+    clutter: int | None = None,
 ) -> Pair:
     """One composed pair of `size` (H, W).
 
@@ -218,6 +225,7 @@ def compose_pair(
         same_stamp: both images show one stamp (exact flow exists); else two of one category where it has two (no flow).
         truth: also give the exact masks, and the flow where there is one. Training pairs are made without.
         distractors: at most so many stamps of other categories lie below the object in each image.
+        clutter: exactly so many, instead; see `compose_image`.
     """
     first = library.stamps[rng.integers(len(library.stamps))]
     peers = [s for s in library.stamps if s.category == first.category and s.name != first.name]
@@ -227,7 +235,7 @@ def compose_pair(
     images, opacities, warps = [], [], []
     for i, stamp in enumerate((first, second)):
         photo = library.backgrounds[ground[i % len(ground)]].rgb
-        image, opacity, warp = compose_image(rng, stamp, photo, others, size, distractors)
+        image, opacity, warp = compose_image(rng, stamp, photo, others, size, distractors, clutter)
         images.append(image)
         opacities.append(opacity)
         warps.append(warp)
@@ -252,10 +260,14 @@ class ComposedPairs(Dataset[Pair]):
         size: tuple[int, int] = (240, 240),
         truth: bool = False,
         same_stamp: float = 1.0,
+        clutter: int | None = None,
     ) -> None:
-        """same_stamp: the share of pairs that show one stamp twice; the others show two stamps of one category."""
+        """same_stamp: the share of pairs that show one stamp twice; the others show two stamps of one category.
+
+        clutter: exactly so many stamps of other categories below each object, instead of 0 to 2.
+        """
         self.library, self.length, self.seed, self.size = library, length, seed, size
-        self.truth, self.same_stamp = truth, same_stamp
+        self.truth, self.same_stamp, self.clutter = truth, same_stamp, clutter
 
     def __len__(self) -> int:
         return self.length
@@ -265,7 +277,7 @@ class ComposedPairs(Dataset[Pair]):
             raise IndexError(f"pair {index} of {self.length}")
         rng = self._generator(index)
         same = bool(rng.random() < self.same_stamp)
-        return compose_pair(rng, self.library, size=self.size, same_stamp=same, truth=self.truth)
+        return compose_pair(rng, self.library, size=self.size, same_stamp=same, truth=self.truth, clutter=self.clutter)
 
     def category(self, index: int) -> str:
         """The category of pair `index`, without composing it."""

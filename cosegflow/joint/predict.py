@@ -9,7 +9,7 @@ from torch import Tensor
 import cosegflow
 from cosegflow.joint.losses import match_level
 from cosegflow.joint.matcher import Gate, Matching, match_gated, spatial_size
-from cosegflow.joint.model import JointModel, ModelConfig
+from cosegflow.joint.model import JointModel, JointOutput, ModelConfig, Round
 
 
 class Prediction(NamedTuple):
@@ -56,16 +56,26 @@ def _assemble(
     )
 
 
+def _of_round(stage: Round, output: JointOutput, image_a: Tensor, image_b: Tensor) -> Prediction:
+    masks = tuple(
+        torch.sigmoid(_full(logits, spatial_size(image)))
+        for logits, image in ((stage.logits_a, image_a), (stage.logits_b, image_b))
+    )
+    return _assemble(stage.ab, spatial_size(output.features_b), (masks[0], masks[1]), image_a, image_b)
+
+
 @torch.no_grad()
 def predict(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
     """Flow and masks of a trained model for (B, 3, Ha, Wa) and (B, 3, Hb, Wb) in [0, 1], any sizes."""
     output = model(_shrink(image_a, model.config), _shrink(image_b, model.config))
-    last = output.rounds[-1]
-    masks = tuple(
-        torch.sigmoid(_full(logits, spatial_size(image)))
-        for logits, image in ((last.logits_a, image_a), (last.logits_b, image_b))
-    )
-    return _assemble(last.ab, spatial_size(output.features_b), (masks[0], masks[1]), image_a, image_b)
+    return _of_round(output.rounds[-1], output, image_a, image_b)
+
+
+@torch.no_grad()
+def predict_rounds(model: JointModel, image_a: Tensor, image_b: Tensor, rounds: int) -> list[Prediction]:
+    """`predict` after 0, 1, ..., `rounds` gated rounds, from one pass."""
+    output = model(_shrink(image_a, model.config), _shrink(image_b, model.config), rounds)
+    return [_of_round(stage, output, image_a, image_b) for stage in output.rounds]
 
 
 @torch.no_grad()
