@@ -188,8 +188,8 @@ def _survival(work: str, where: str, stem: str, groups: Sequence[Group]) -> list
     return [Chart(f"{stem}_survival", title, "n", "survival", ticks, (), _bars(groups, setting))]
 
 
-def digest(chart: Chart) -> str:
-    """SHA-256 of what a chart shows."""
+def digest(chart: Any) -> str:
+    """SHA-256 of what a chart (a dataclass) shows."""
     return hashlib.sha256(json.dumps(asdict(chart), sort_keys=True).encode()).hexdigest()
 
 
@@ -300,12 +300,17 @@ def plots(rows: Sequence[Row]) -> list[tuple[str, str, Any]]:
 
 def svg(chart: Chart) -> str:
     """The chart as SVG with its digest in the metadata; the same rows under one matplotlib give the same text."""
+    return figure_svg(draw(chart), digest(chart))
+
+
+def figure_svg(figure: Any, shown: str) -> str:
+    """A matplotlib Figure as SVG, without a time; `shown` is the digest of what it shows."""
     import matplotlib
 
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "cosegflow"}):
-        metadata = {"Date": None, "Creator": None, "Description": f"sha256 of the data: {digest(chart)}"}
-        draw(chart).savefig(text, format="svg", metadata=metadata)
+        metadata = {"Date": None, "Creator": None, "Description": f"sha256 of the data: {shown}"}
+        figure.savefig(text, format="svg", metadata=metadata)
     # matplotlib leaves blanks at the ends of lines.
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 

@@ -8,15 +8,12 @@ A picture is not compared byte by byte, since that depends on matplotlib's versi
 """
 
 import argparse
-import difflib
-import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import plots, rows
+from . import documents, plots, rows
 from .case import Case
 from .report import provenance
 from .rows import Row
@@ -26,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks", "results")
 PICTURES = Path("docs", "images", "bench")
 DOCUMENTS = (Path("README.md"), Path("docs", "benchmarks.md"))
-BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -69,19 +65,6 @@ def newest(root: Path, spec: Spec) -> list[Row]:
 def _size(case: Case) -> str:
     """A case for people: the grid, the channels, and what is not as usual."""
     return str(case).replace(",", ", ")
-
-
-def _escape(text: str) -> str:
-    """Text for a cell of a markdown table."""
-    for mark, safe in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "'")):
-        text = text.replace(mark, safe)
-    return " ".join(text.split())
-
-
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(_escape(text) for text in line) + " |" for line in (header, *body)]
-    lines.insert(1, "|" + "---|" * len(header))
-    return "\n".join(lines)
 
 
 def origin(found: Sequence[Row]) -> str:
@@ -129,7 +112,7 @@ def compact(found: Sequence[Row]) -> str:
         "largest absolute difference from float64, !: over 10 times the smallest of all contestants, or not a number. "
         "Peak memory: beyond inputs and outputs."
     )
-    return f"{origin(found)}\n\n{_markdown(header, body)}\n\n{note}"
+    return f"{origin(found)}\n\n{documents.markdown_table(header, body)}\n\n{note}"
 
 
 def _refusal(one: Group, peer: str) -> str:
@@ -155,10 +138,10 @@ def full(found: Sequence[Row]) -> str:
                 for line in (line for line in one.lines if not line.ok):
                     refused.setdefault((line.peer, reason_text(line.row, 120)), []).append(f"{title}: {one.case}")
             if body:
-                parts.append(f"{title}:\n\n{_markdown(('size', *HEADER), body)}")
+                parts.append(f"{title}:\n\n{documents.markdown_table(('size', *HEADER), body)}")
         if refused:
             lines = [(peer, why, _places(places)) for (peer, why), places in refused.items()]
-            parts.append(f"Without a time:\n\n{_markdown(('contestant', 'reason', 'where'), lines)}")
+            parts.append(f"Without a time:\n\n{documents.markdown_table(('contestant', 'reason', 'where'), lines)}")
     return "\n\n".join(parts)
 
 
@@ -193,41 +176,29 @@ def expected(root: Path) -> tuple[dict[Path, str], list[plots.Chart]]:
     Raises:
         ValueError: a document is missing, names an unknown block or leaves one open; a result file cannot be read.
     """
-    documents: dict[Path, str] = {}
+    filled: dict[Path, str] = {}
     shown: dict[str, plots.Chart] = {}
+
+    def render(name: str) -> str:
+        spec = BLOCKS[name]
+        chosen = spec.select(newest(root, spec))
+        if spec.pictures:
+            shown.update((chart.name, chart) for chart in plots.charts(chosen))
+        return spec.render(chosen) if chosen else spec.absent
+
     for path in DOCUMENTS:
         if not (root / path).is_file():
-            raise ValueError(f"{root}: need a checkout of cosegflow, found no {path}")
-        text = (root / path).read_text(encoding="utf-8")
-        if text.count("<!-- measured: ") != len(BLOCK.findall(text)) or text.count("<!-- end -->") != text.count(
-            "<!-- measured: "
-        ):
-            raise ValueError(f"{path}: each '<!-- measured: NAME -->' needs its '<!-- end -->' on a line below")
-
-        def fill(found: re.Match[str], path: Path = path) -> str:
-            name = found[2]
-            if name not in BLOCKS:
-                raise ValueError(f"{path}: unknown block {name!r}; valid: {', '.join(BLOCKS)}")
-            spec = BLOCKS[name]
-            chosen = spec.select(newest(root, spec))
-            if spec.pictures:
-                shown.update((chart.name, chart) for chart in plots.charts(chosen))
-            return f"{found[1]}{spec.render(chosen) if chosen else spec.absent}\n{found[4]}"
-
-        documents[path] = BLOCK.sub(fill, text)
-    return documents, list(shown.values())
+            raise documents.DocumentError(f"{root}: need a checkout of cosegflow, found no {path}")
+        filled[path] = documents.fill((root / path).read_text(encoding="utf-8"), path, list(BLOCKS), render)
+    return filled, list(shown.values())
 
 
 def check(root: Path) -> list[str]:
     """What differs from the result files, as lines to print."""
-    documents, shown = expected(root)
+    filled, shown = expected(root)
     differences: list[str] = []
-    for path, text in documents.items():
-        lines = difflib.unified_diff(
-            (root / path).read_text(encoding="utf-8").splitlines(), text.splitlines(),
-            f"{path} as it is", f"{path} from the results", lineterm="", n=0,
-        )  # fmt: skip
-        differences += lines
+    for path, text in filled.items():
+        differences += documents.changed_lines((root / path).read_text(encoding="utf-8"), text, path)
     names = {f"{chart.name}.svg": chart for chart in shown}
     for name, chart in names.items():
         path = PICTURES / name
@@ -243,23 +214,11 @@ def _stale(root: Path, names: Sequence[str] | dict[str, plots.Chart]) -> list[Pa
     return sorted(path for path in (root / PICTURES).glob("*.svg") if path.name not in names)
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes beside and renames."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def publish(root: Path) -> list[Path]:
     """Writes documents and pictures; the paths, below `root`, of those whose content is new."""
-    documents, shown = expected(root)
-    texts = {**documents, **{PICTURES / f"{chart.name}.svg": plots.svg(chart) for chart in shown}}
-    changed = []
-    for path, text in texts.items():
-        if not (root / path).is_file() or (root / path).read_text(encoding="utf-8") != text:
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            _write(root / path, text)
-            changed.append(path)
+    filled, shown = expected(root)
+    texts = {**filled, **{PICTURES / f"{chart.name}.svg": plots.svg(chart) for chart in shown}}
+    changed = [path for path, text in texts.items() if documents.write(root / path, text)]
     for path in _stale(root, [p.name for p in texts]):
         path.unlink()
         changed.append(path.relative_to(root))
