@@ -8,7 +8,7 @@ SMOKE_TORCH ?= torch==2.11.0
 SMOKE_VENV ?= build/smoke-venv
 export MPLBACKEND ?= Agg
 
-.PHONY: install demo test fuzz wheel smoke lint format gpu-check bench bench-report clean
+.PHONY: install demo test fuzz wheel smoke lint format gpu-check bench bench-report ablate-report clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -71,6 +71,10 @@ bench: install
 bench-report: install
 	$(BIN)/python -m benchmarks.publish
 	$(BIN)/python -m benchmarks.check.verified
+
+# Tables and plots of docs/results.md, from the newest benchmarks/results/ablation_cpu_*.csv.
+ablate-report: install
+	$(BIN)/python -m cosegflow.ablation.report
 
 clean:
 	rm -rf build dist report bench .pytest_cache .mypy_cache .ruff_cache *.egg-info cosegflow/*.so cosegflow/_build_info.json
