@@ -128,6 +128,12 @@ def test_masks_are_compared_with_coseg_only():
     assert cells[1].endswith("(coseg-only)") and cells[2].startswith("+15.0")
 
 
+def test_consistency_has_every_row_that_learns_masks():
+    table = lines(blocks.consistency(Results(sample())))
+    assert list(table)[1:] == ["joint", "coseg-only", "supervised", "without cycle", "without gating"]
+    assert table["coseg-only"][:3] == ["3", "56.0 ± 1.0", "56.0 ± 1.0"]
+
+
 def test_other_rows_show_the_difference_from_joint_and_what_changed():
     table = lines(blocks.without(Results(sample())))
     assert table["joint"][2] == "71.0 ± 1.0"

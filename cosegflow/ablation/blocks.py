@@ -30,9 +30,12 @@ SUMMARY = (
     metric("pf-willow", "pck@0.1"),
 )
 """What the tables of other rows show."""
-NOTE = (
-    "Mean ± standard deviation over seeds (one seed: no deviation); per cent where there is no unit. A dash: the row "
-    "has no such thing, or it was not measured."
+MASKS = (
+    metric("stamps", "consistency"),
+    metric("stamps", "jaccard"),
+    metric("caltech-101", "jaccard"),
+    metric("weizmann-horse", "jaccard"),
+    metric("tss", "iou"),
 )
 
 
@@ -47,18 +50,24 @@ def _pairs(results: Results, shown: Sequence[Metric]) -> str:
         numbers = sorted({n for row in results.rows if (n := results.pairs(row, dataset)) is not None})
         if numbers:
             parts.append(f"{NAMES[dataset]} {' or '.join(map(str, numbers))}")
-    return f" Pairs: {', '.join(parts)}." if parts else ""
+    return f"\n\nPairs: {', '.join(parts)}." if parts else ""
 
 
-def main_table(results: Results, shown: Sequence[Metric]) -> str:
-    """The main rows that were measured."""
+def main_table(results: Results, shown: Sequence[Metric], rows: Sequence[str] = MAIN) -> str:
+    """Mean and deviation over the seeds of the rows that were measured."""
     body = [
         (row, str(len(results.seeds(row))), *(what.spread(list(results.of(row, what).values())) for what in shown))
-        for row in MAIN
+        for row in rows
         if row in results.rows
     ]
     table = markdown_table(("", "seeds", *map(_named, shown)), body)
-    return f"{table}\n\n{NOTE}{_pairs(results, shown)}"
+    return table + _pairs(results, shown)
+
+
+def consistency(results: Results) -> str:
+    """What the masks are worth in every row that learns them."""
+    rows = [row for row in results.rows if row not in WITHOUT_TRAINING and any(results.of(row, what) for what in MASKS)]
+    return main_table(results, MASKS, rows)
 
 
 def _better(what: Metric, differences: Sequence[float]) -> str:
@@ -88,7 +97,7 @@ def compared(results: Results, row: str, others: Mapping[str, str], shown: Seque
     if not body:
         return f"Not measured yet: {row} beside {' or '.join(dict.fromkeys(others.values()))}."
     header = ("", row, "the other", "difference", "over seeds", f"{row} is better in")
-    return f"{markdown_table(header, body)}\n\nDifferences are of runs with the same seed. {NOTE}"
+    return f"{markdown_table(header, body)}\n\nDifferences are of runs with the same seed."
 
 
 def _changes(results: Results, row: str) -> str:
@@ -123,7 +132,7 @@ def without(results: Results) -> str:
     table = markdown_table(("", "changed", "seeds", *map(_named, shown)), body)
     return (
         f"{table}\n\nThe first line is joint itself; below it are differences from joint, of runs with the same seed. "
-        f"Where more is better, a minus says that what was left out helps{lower}. {NOTE}"
+        f"Where more is better, a minus says that what was left out helps{lower}."
     )
 
 
@@ -149,7 +158,7 @@ def by_rounds(results: Results) -> str:
         (str(k), *(what.spread(list(results.of("joint", what, f"rounds={k}").values())) for what in STAMPS))
         for k in rounds
     ]
-    return f"{markdown_table(('gated rounds', *(w.heading for w in STAMPS)), body)}\n\nJoint, on stamps. {NOTE}"
+    return f"{markdown_table(('gated rounds', *(w.heading for w in STAMPS)), body)}\n\nJoint, on stamps."
 
 
 CLUTTER = tuple(metric("stamps", name) for name in ("pck@0.05", "pck@0.1", "jaccard"))
@@ -180,8 +189,7 @@ def by_clutter(results: Results) -> str:
     header = ("", "", *(f"{n} distractors" for n in amounts), f"from {amounts[0]} to {amounts[-1]}")
     return (
         f"{markdown_table(header, body)}\n\nOn stamps, with exactly so many distractors in each image. With masks: "
-        "after the last round; without: the matching before the first mask gates it, and the masks that follow. "
-        f"{NOTE}"
+        "after the last round; without: the matching before the first mask gates it, and the masks that follow."
     )
 
 

@@ -34,6 +34,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "joint_against_supervised": lambda results: blocks.compared(
         results, "joint", {"matching": "supervised", "masks": "supervised"}
     ),
+    "consistency": blocks.consistency,
     "without": blocks.without,
     "clutter_table": blocks.by_clutter,
     "rounds_table": blocks.by_rounds,
