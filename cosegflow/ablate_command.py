@@ -99,7 +99,7 @@ def make_jobs(arguments: argparse.Namespace) -> "list[Job]":
     Raises:
         AblationError, ConfigurationError, DatasetError: one line that names the option.
     """
-    from cosegflow.ablation.composed import ComposedCache
+    from cosegflow.ablation.composed import ComposedCache, library_digest
     from cosegflow.ablation.job import Job, threads_for
     from cosegflow.ablation.rows import choose_rows, configuration, parse_overrides
     from cosegflow.data.sources import load_library
@@ -114,10 +114,12 @@ def make_jobs(arguments: argparse.Namespace) -> "list[Job]":
     data, root = _find_data(arguments.data)
     base = configuration(rows[0], overrides, data, out, 0)
     constants = _constants(arguments, base.data.size, root)
-    cache = ComposedCache(out / "cache", load_library(data).split()[1], constants.size)
+    library = load_library(data)
+    cache = ComposedCache(out / "cache", library.split()[1], constants.size)
+    digest = library_digest(library)
     main_seeds, other_seeds = arguments.seeds or (1 if arguments.quick else 3), arguments.other_seeds or 1
     jobs = [
-        Job(row, seed, out, overrides, data, root, constants, cache.digest, threads_for(arguments.jobs))
+        Job(row, seed, out, overrides, data, root, constants, digest, threads_for(arguments.jobs))
         for row in rows
         for seed in range(1 if row.method != "trained" else main_seeds if row.main else other_seeds)
     ]

@@ -35,7 +35,7 @@ class Job:
     """Where the data sets of photographs are."""
     constants: Constants
     library: str
-    """The digest of the held-out stamps."""
+    """The digest of all stamps and backgrounds."""
     threads: int = 1
 
     @property
@@ -68,7 +68,7 @@ class Job:
             plain["data.root"] = str(config.data.root)
         if self.row.method != "trained":
             plain = {name: value for name, value in plain.items() if name.startswith("model.")}
-        return plain | {"method": self.row.method}
+        return {**plain, "method": self.row.method}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Job:
     @property
     def training_digest(self) -> str:
         """Of what decides the weights, apart from the seed."""
-        return _digest(self._plain())
+        return _digest([self._plain(), self.library])
 
     @property
     def digest(self) -> str:

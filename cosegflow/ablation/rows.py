@@ -127,7 +127,7 @@ def configuration(row: Row, overrides: Mapping[str, Any], data: str | None, out:
 
 
 IGNORED = ("out", "train.seed", "data.root", "data.workers")
-"""Settings that say where and how a run is made, not what comes out; the digest of the stamps names the data."""
+"""Settings that say where and how a run is made, not what comes out."""
 
 
 def plain_settings(config: FitConfig) -> dict[str, Any]:
