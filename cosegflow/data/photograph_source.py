@@ -10,6 +10,7 @@ from torch import Tensor
 from cosegflow.data import cutouts
 from cosegflow.data.augment import change_colours, random_crop, square_view
 from cosegflow.data.cache import PhotographCache
+from cosegflow.data.errors import DatasetError
 from cosegflow.data.folders import large_enough
 from cosegflow.data.training import TrainingSample, place_in_pass
 
@@ -73,14 +74,18 @@ class PhotographSource:
             rest = [folder / name for name, _ in cutouts.BACKGROUNDS]
         return rest[int(rng.integers(len(rest)))]
 
-    def draw(self, seed: int, number: int, *, size: int, triplets: bool, augment: bool) -> TrainingSample:
+    def draw(
+        self, seed: int, number: int, *, size: int, triplets: bool, augment: bool, truth: bool = False
+    ) -> TrainingSample:
         """Sample `number`: a pure function of the arguments.
 
         The mirror image is taken of the whole sample, so that objects that face one way still do.
 
         Raises:
-            DatasetError: a photograph is missing or damaged.
+            DatasetError: a photograph is missing or damaged; `truth` is asked for, which photographs do not have.
         """
+        if truth:
+            raise DatasetError(f"{self.name}: has no exact flow and masks to train with; composed samples (stamps) do")
         category, paths, ground = self.choose(seed, number, triplets)
         rng = np.random.default_rng((seed, number, 3))
         mirror = bool(augment and rng.random() < 0.5)

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from cosegflow.data.composer import ComposedPairs, compose_ground, compose_image
+from cosegflow.data.composer import ComposedPairs, compose_ground, compose_image, exact_flow
 from cosegflow.data.entries import PairDataset
 from cosegflow.data.errors import DatasetError
 from cosegflow.data.pair import Pair
 from cosegflow.data.sources import Library, has_stamps, load_library, stamp_files
-from cosegflow.data.training import TrainingSample, place_in_pass
+from cosegflow.data.training import TrainingSample, Truth, place_in_pass
 
 NAME = "stamps"
 SPLITS: tuple[str, ...] = ("test", "train")
@@ -58,7 +59,9 @@ class StampSource:
         """The source itself: of every stamp any number of images can be composed."""
         return self
 
-    def draw(self, seed: int, number: int, *, size: int, triplets: bool, augment: bool) -> TrainingSample:
+    def draw(
+        self, seed: int, number: int, *, size: int, triplets: bool, augment: bool, truth: bool = False
+    ) -> TrainingSample:
         """Sample `number`; composing is the augmentation, `augment` changes nothing."""
         stamps, photos = self.library.stamps, self.library.backgrounds
         stamp = stamps[place_in_pass(seed, number, self.epoch_length) % len(stamps)]
@@ -67,10 +70,17 @@ class StampSource:
         order = rng.permutation(len(photos))
         chosen = [photos[order[i % len(photos)]].rgb for i in range(4)]
         count = 3 if triplets else 2
-        images = [compose_image(rng, stamp, photo, others, (size, size))[0] for photo in chosen[:count]]
+        composed = [compose_image(rng, stamp, photo, others, (size, size)) for photo in chosen[:count]]
+        images = [image for image, _, _ in composed]
         ground = compose_ground(rng, chosen[3], (size, size))
         third = images[2] if triplets else None
-        return TrainingSample(images[0], images[1], third, ground, stamp.category, number)
+        known = None
+        if truth:
+            (_, opacity_a, warp_a), (_, opacity_b, warp_b) = composed[:2]
+            flow, valid = exact_flow(warp_a, warp_b, opacity_a, opacity_b)
+            masks = torch.from_numpy(opacity_a > 0.5), torch.from_numpy(opacity_b > 0.5)
+            known = Truth(*masks, torch.from_numpy(flow).float(), torch.from_numpy(valid))
+        return TrainingSample(images[0], images[1], third, ground, stamp.category, number, known)
 
 
 def is_here(root: Path) -> bool:

@@ -11,6 +11,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 
+class Truth(NamedTuple):
+    """What the composer knows of a sample; read by training under exact supervision only, an upper bound."""
+
+    mask_a: Tensor
+    """(S, S) bool, the object in a; (B, S, S) after collation, as the others."""
+    mask_b: Tensor
+    """(S, S), in b."""
+    flow_ab: Tensor
+    """(2, S, S) float32, exact flow from a to b in pixels; 0 where it is not known."""
+    valid_ab: Tensor
+    """(S, S) bool: where it is known."""
+
+
 class TrainingSample(NamedTuple):
     """What a training step reads: photographs and their common category, no annotation."""
 
@@ -26,6 +39,8 @@ class TrainingSample(NamedTuple):
     """The class label; one per sample after collation."""
     number: int | Tensor
     """The sample's number; int64 (B,) after collation."""
+    truth: Truth | None = None
+    """Only where it was asked for (see `TrainingSamples`)."""
 
 
 class TrainingSource(Protocol):
@@ -42,8 +57,10 @@ class TrainingSource(Protocol):
         """The source without the categories of fewer than `count` photographs; DatasetError if none remains."""
         ...
 
-    def draw(self, seed: int, number: int, *, size: int, triplets: bool, augment: bool) -> TrainingSample:
-        """Sample `number`: a pure function of the arguments."""
+    def draw(
+        self, seed: int, number: int, *, size: int, triplets: bool, augment: bool, truth: bool = False
+    ) -> TrainingSample:
+        """Sample `number`: a pure function of the arguments; DatasetError where `truth` is asked for and not known."""
         ...
 
 
@@ -64,6 +81,7 @@ class TrainingSamples(Dataset[TrainingSample]):
         size: int = 240,
         triplets: bool = False,
         augment: bool = True,
+        truth: bool = False,
     ) -> None:
         """Args:
             source: see `open_training_source`.
@@ -71,6 +89,7 @@ class TrainingSamples(Dataset[TrainingSample]):
             size: S, the side of the square images, in pixels.
             triplets: also give `image_c`; categories of two photographs are then left out.
             augment: random crops, a mirror image of half of the samples, and a small change of colours.
+            truth: also give what the composer knows; of composed samples only.
 
         Raises:
             ValueError: a seed below 0, or a size below 16.
@@ -81,7 +100,7 @@ class TrainingSamples(Dataset[TrainingSample]):
         if size < 16:
             raise ValueError(f"size: need at least 16 pixels, got {size}")
         self.source = source.with_at_least(3 if triplets else 2)
-        self.seed, self.size, self.triplets, self.augment = seed, size, triplets, augment
+        self.seed, self.size, self.triplets, self.augment, self.truth = seed, size, triplets, augment, truth
 
     @property
     def epoch_length(self) -> int:
@@ -95,7 +114,9 @@ class TrainingSamples(Dataset[TrainingSample]):
     def __getitem__(self, number: int) -> TrainingSample:
         if number < 0:
             raise IndexError(f"sample {number}: need 0 or more")
-        return self.source.draw(self.seed, int(number), size=self.size, triplets=self.triplets, augment=self.augment)
+        return self.source.draw(
+            self.seed, int(number), size=self.size, triplets=self.triplets, augment=self.augment, truth=self.truth
+        )
 
 
 def place_in_pass(seed: int, number: int, length: int) -> int:
@@ -110,7 +131,7 @@ def _order(seed: int, passes: int, length: int) -> npt.NDArray[np.int64]:
 
 
 def collate_training(samples: Sequence[TrainingSample]) -> TrainingSample:
-    """A batch: images stacked, `number` an int64 tensor (B,), `category` a tuple; `image_c` None where any lacks it.
+    """A batch: images stacked, `number` an int64 tensor (B,), `category` a tuple; `image_c` and `truth` None where any lacks it.
 
     Raises:
         ValueError: no samples.
@@ -118,6 +139,8 @@ def collate_training(samples: Sequence[TrainingSample]) -> TrainingSample:
     if not samples:
         raise ValueError("collate_training: needs at least one sample, got none")
     thirds = [sample.image_c for sample in samples]
+    truths = [sample.truth for sample in samples if sample.truth is not None]
+    known = len(truths) == len(samples)
     return TrainingSample(
         torch.stack([sample.image_a for sample in samples]),
         torch.stack([sample.image_b for sample in samples]),
@@ -125,4 +148,5 @@ def collate_training(samples: Sequence[TrainingSample]) -> TrainingSample:
         torch.stack([sample.ground for sample in samples]),
         tuple(str(sample.category) for sample in samples),
         torch.tensor([int(sample.number) for sample in samples], dtype=torch.int64),
+        Truth(*(torch.stack(parts) for parts in zip(*truths, strict=True))) if known else None,
     )

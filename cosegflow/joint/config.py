@@ -10,7 +10,7 @@ Task = Literal["joint", "match-only", "coseg-only"]
 
 IDLE_LOSSES: dict[str, frozenset[str]] = {
     "joint": frozenset(),
-    "match-only": frozenset(("rejection", "price", "area", "task", "contrast", "edges")),
+    "match-only": frozenset(("foreground", "rejection", "price", "area", "task", "contrast", "edges")),
     "coseg-only": frozenset(("cycle", "smoothness", "equivariance", "known_flow", "transitivity")),
 }
 """Losses that a task does not compute: those of masks alone, and those of the matching alone."""
@@ -28,6 +28,8 @@ class LossWeights:
     """each foreground pixel costs (against collapse)"""
     cycle: float = 1.0
     """cycle consistency"""
+    foreground: float = 1.0
+    """the mask follows the pair's common foreground, found without training"""
     task: float = 0.05
     """the mask of b, warped, agrees with the mask of a"""
     contrast: float = 0.05
@@ -57,6 +59,8 @@ class TrainConfig:
 
     task: Task = "joint"
     """joint, match-only (no masks) or coseg-only (descriptors fixed)"""
+    supervision: Literal["none", "exact"] = "none"
+    """exact: the composer's flow and masks teach, of stamps only; what the lack of annotation costs"""
     weights: LossWeights = field(default_factory=LossWeights)
     steps: int = 200
     """optimiser steps in all"""
@@ -80,6 +84,10 @@ class TrainConfig:
     """the masked images of the contrast loss are reduced to this square, a multiple of 16"""
     equivariance_beta: float = 20.0
     """inverse temperature of the loss equivariance"""
+    rotation: float = 45.0
+    """largest angle of the known warps, in degrees"""
+    jitter: float = 1.0
+    """strength of the change of colours of the warped photograph; 0 changes nothing"""
     level: float = 0.65
     """where between badly and well matched a match begins to pay"""
     score_gradient: float = 0.1
@@ -119,7 +127,7 @@ class TrainConfig:
             if value is not None and value <= 0:
                 raise ValueError(f"{name}: need a number above 0 or null, got {value}")
         rates = ("learning_rate", "adapter_learning_rate", "tail_learning_rate", "weight_decay")
-        for name in (*rates, "warmup", "rounds", "gradient_clip", "score_gradient"):
+        for name in (*rates, "warmup", "rounds", "gradient_clip", "score_gradient", "rotation", "jitter"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: need at least 0, got {getattr(self, name)}")
         if not 0 <= self.level <= 1:

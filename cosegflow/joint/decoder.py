@@ -4,15 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CUES = 5
-
-
-def standardise(cue: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both (B, H, W) cues of a pair, with the pair's common mean 0 and standard deviation 1."""
-    both = torch.cat((cue.flatten(1), other.flatten(1)), 1)
-    mean = both.mean(1)[:, None, None]
-    deviation = both.std(1)[:, None, None].clamp(min=1e-4)
-    return (cue - mean) / deviation, (other - mean) / deviation
+CUES = 8
+DISCRIMINANT = 7
+"""The cue that an untrained decoder thresholds."""
 
 
 class MaskDecoder(nn.Module):
@@ -43,10 +37,10 @@ class MaskDecoder(nn.Module):
         self.skip = nn.Conv2d(CUES, 1, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-        with torch.no_grad():  # starts as a soft threshold on the similarity, the first cue
+        with torch.no_grad():  # starts as a soft threshold on the discriminant: the mask without training
             self.skip.weight.zero_()
-            self.skip.weight[0, 0] = 2.0
-            self.skip.bias.fill_(-2.0)  # type: ignore[union-attr]
+            self.skip.weight[0, DISCRIMINANT] = 3.0
+            self.skip.bias.fill_(-2.1)  # type: ignore[union-attr]
 
     def project(self, pyramid: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """What the features of strides 4, 8 and 16 say, at strides 8 and 4; the same in every round."""

@@ -262,6 +262,12 @@ def known_flow(flow: Tensor, truth: Tensor, weight: Tensor, size: tuple[int, int
     return _average(error, weight * inside.to(weight.dtype))
 
 
+def mask_supervision(logits: Tensor, truth: Tensor) -> Tensor:
+    """Binary cross-entropy of mask logits (B, H, W) against masks (B, H, W) in [0, 1]: training with annotation."""
+    logits, truth = _wide(logits, truth)
+    return F.binary_cross_entropy_with_logits(logits, truth)
+
+
 def area_prior(mask: Tensor, least: float = 0.05, most: float = 0.6) -> Tensor:
     """Ours, against collapse: mean over images of (max(0, least - a) / least)^2 + (max(0, a - most) / (1 - most))^2.
 

@@ -113,6 +113,9 @@ class Encoded(NamedTuple):
     features_a: Tensor
     """(B, C, Ha/s, Wa/s), unit length over C."""
     features_b: Tensor
+    semantic_a: Tensor | None = None
+    """(B, c, Ha/16, Wa/16), the backbone's last features; None: not asked for, or it has none."""
+    semantic_b: Tensor | None = None
 
 
 def _matching(found: cosegflow.Matches, beta: float | Tensor) -> Matching:

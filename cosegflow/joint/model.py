@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 import cosegflow
 from cosegflow.joint.backbones import as_backbone, make_backbone
-from cosegflow.joint.decoder import MaskDecoder, standardise
+from cosegflow.joint.decoder import MaskDecoder
+from cosegflow.joint.foreground import Foreground, common_foreground
 from cosegflow.joint.matcher import Adapter, DenseMatcher, Encoded, Gate, Matching, Pyramid, gate_mask
 from cosegflow.joint.paper_decoder import PaperDecoder
 from cosegflow.joint.parametric import ParametricMatcher, correlation_volume
+from cosegflow.joint.standardise import standardise
 
 
 class ModelConfigError(ValueError):
@@ -39,6 +41,8 @@ class ModelConfig:
     """Inverse temperature of the soft argmax."""
     rounds: int = 2
     """K: gated rounds after the first, ungated one."""
+    gating: bool = True
+    """Whether masks gate the matching; false: rounds refine the masks only."""
     source_threshold: float = 0.5
     """Positions with a mask of at least this are matched."""
     target_threshold: float = 0.05
@@ -111,6 +115,8 @@ class JointOutput(NamedTuple):
     rounds: tuple[Round, ...]
     features_a: Tensor
     features_b: Tensor
+    foreground: tuple[Foreground, Foreground]
+    """What needs no training."""
     encoded: Encoded
     """What else is known of the photographs; its pyramids serve again in `JointModel.encode_beside`."""
 
@@ -205,7 +211,31 @@ class JointModel(nn.Module):
             pyramid_a, pyramid_b = (fine_a, middle_a, coarse_a), (fine_b, middle_b, coarse_b)
         else:
             pyramid_a, pyramid_b = self.pyramid(image_a), self.pyramid(image_b)
-        return Encoded(image_a, image_b, pyramid_a, pyramid_b, *self.adapter(pyramid_a, pyramid_b))
+        fa, fb = self.adapter(pyramid_a, pyramid_b)
+        semantic_a, semantic_b = self._semantic(image_a, image_b)
+        return Encoded(image_a, image_b, pyramid_a, pyramid_b, fa, fb, semantic_a, semantic_b)
+
+    def _semantic(self, image_a: Tensor, image_b: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if not hasattr(self.backbone, "semantic"):
+            return None, None
+        with torch.no_grad():
+            if image_a.shape == image_b.shape:
+                both: tuple[Tensor, Tensor] = self.backbone.semantic(torch.cat((image_a, image_b))).chunk(2)
+                return both
+            return self.backbone.semantic(image_a), self.backbone.semantic(image_b)
+
+    def find_foreground(self, pair: Encoded, free: tuple[Matching, Matching]) -> tuple[Foreground, Foreground]:
+        """What of a pair needs no training, from the ungated matching; see `foreground`."""
+        coarse = (pair.pyramid_a[2].detach(), pair.pyramid_b[2].detach())
+        fine = []
+        for _, middle, last in (pair.pyramid_a, pair.pyramid_b):
+            grown = F.interpolate(
+                F.normalize(last.detach(), dim=1), size=middle.shape[-2:], mode="bilinear", align_corners=False
+            )
+            fine.append(torch.cat((F.normalize(middle, dim=1), grown), 1))
+        semantic = coarse if pair.semantic_a is None or pair.semantic_b is None else (pair.semantic_a, pair.semantic_b)
+        similarity = free[0].similarity.detach(), free[1].similarity.detach()
+        return common_foreground(semantic, (fine[0], fine[1]), similarity)
 
     def encode_beside(self, image_a: Tensor, image_b: Tensor, pyramid_b: Pyramid) -> Encoded:
         """`encode` where the pyramid of b is known, as of a photograph that was encoded with another."""
@@ -233,9 +263,18 @@ class JointModel(nn.Module):
         return self.matcher.one_way(pair, self._describe)
 
     def _cues(
-        self, ab: Matching, ba: Matching, fa: Tensor, fb: Tensor, masks: tuple[Tensor, Tensor] | None
+        self,
+        ab: Matching,
+        ba: Matching,
+        fa: Tensor,
+        fb: Tensor,
+        masks: tuple[Tensor, Tensor] | None,
+        foreground: tuple[Foreground, Foreground],
     ) -> tuple[Tensor, Tensor]:
-        """(B, CUES, h, w) of a and of b: similarity, score, closeness of cycle, confidence, the warped other mask."""
+        """(B, CUES, h, w) of a and of b.
+
+        Similarity, score, closeness of cycle, confidence, the warped other mask, and those of `Foreground`.
+        """
         sides = []
         for near, far, f_near, f_far, other in ((ab, ba, fa, fb, 1), (ba, ab, fb, fa, 0)):
             unit = 0.1 * max(f_near.shape[-2:])
@@ -248,7 +287,13 @@ class JointModel(nn.Module):
             sides.append((near.similarity, score, cycle - 0.5, near.confidence - 0.5, warped))
         similar = standardise(sides[0][0], sides[1][0])
         fitting = standardise(sides[0][1], sides[1][1])
-        stacked = [torch.stack((similar[i], fitting[i], *sides[i][2:]), 1) for i in (0, 1)]
+        stacked = []
+        for i in (0, 1):
+            matched = torch.stack((similar[i], fitting[i], *sides[i][2:]), 1)
+            apart = foreground[i].cues
+            if apart.shape[-2:] != matched.shape[-2:]:
+                apart = F.interpolate(apart, size=matched.shape[-2:], mode="bilinear", align_corners=False)
+            stacked.append(torch.cat((matched, apart), 1))
         return stacked[0], stacked[1]
 
     def _decode_paper(
@@ -279,6 +324,7 @@ class JointModel(nn.Module):
         pair = self.encode(image_a, image_b)
         fa, fb = pair.features_a, pair.features_b
         free = ab, ba = self.match(pair)
+        foreground = self.find_foreground(pair, free)
         done: list[Round] = []
         gate_a: Gate | None = None
         gate_b: Gate | None = None
@@ -293,13 +339,14 @@ class JointModel(nn.Module):
                     to_grid(torch.sigmoid(done[-1].logits_b), fb.shape[-2:]),
                 )
                 gate_a, gate_b = gate_mask(masks[0], *thresholds), gate_mask(masks[1], *thresholds)
-                ab, ba = self.match(pair, gate_a, gate_b, free)
+                if config.gating:
+                    ab, ba = self.match(pair, gate_a, gate_b, free)
             if isinstance(self.decoder, PaperDecoder):
                 logits = self._decode_paper(self.decoder, pair, (gate_a, gate_b))
             else:
                 # The cues of similarity stay those of the free matching: a dropped pixel can come back.
                 seen = ab._replace(similarity=free[0].similarity), ba._replace(similarity=free[1].similarity)
-                cues = self._cues(*seen, fa, fb, masks)
+                cues = self._cues(*seen, fa, fb, masks, foreground)
                 logits = self.decoder(projected[0], cues[0]), self.decoder(projected[1], cues[1])
             done.append(Round(ab, ba, logits[0], logits[1], gate_a, gate_b))
-        return JointOutput(tuple(done), fa, fb, pair)
+        return JointOutput(tuple(done), fa, fb, foreground, pair)

@@ -15,14 +15,17 @@ from cosegflow.data.pair import Pair
 from cosegflow.data.training import TrainingSample
 from cosegflow.joint import losses
 from cosegflow.joint.config import IDLE_LOSSES, LossWeights, Task, TrainConfig
-from cosegflow.joint.matcher import Matching
+from cosegflow.joint.matcher import Matching, spatial_size
 from cosegflow.joint.model import JointModel, JointOutput, ModelConfig, Round, to_grid
 from cosegflow.joint.predict import predict
-from cosegflow.joint.self_supervision import random_flow
+from cosegflow.joint.self_supervision import random_colours, random_flow
 from cosegflow.metrics import PCK, MaskIoU, box_length
 
 SCORE = "val/score"
 """The validation score: larger is better; see `JointModule.on_validation_epoch_end`."""
+
+MASK_WEIGHT = 5.0
+"""Of the masks' cross-entropy under exact supervision, beside the weights of known_flow and equivariance."""
 
 
 class JointModule(lightning.LightningModule):
@@ -94,7 +97,8 @@ class JointModule(lightning.LightningModule):
     def training_step(self, batch: TrainingSample, batch_idx: int) -> Tensor:
         """One batch of samples."""
         output = self.model(batch.image_a, batch.image_b, self._rounds)
-        terms = self.loss_terms(batch, output)
+        exact = self.recipe.supervision == "exact"
+        terms = self.exact_terms(batch, output) if exact else self.loss_terms(batch, output)
         total = self._total(terms)
         if self._trainer is not None:
             last = output.rounds[-1]
@@ -107,7 +111,7 @@ class JointModule(lightning.LightningModule):
         return total
 
     def _total(self, terms: dict[str, Tensor]) -> Tensor:
-        weights = asdict(self.recipe.weights)
+        weights = asdict(self.recipe.weights) | {"masks": MASK_WEIGHT}
         return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
     def loss_terms(self, batch: TrainingSample, output: JointOutput) -> dict[str, Tensor]:
@@ -141,6 +145,8 @@ class JointModule(lightning.LightningModule):
                 add("rejection", losses.background_rejection(score, mask))
                 add("price", losses.foreground_price(score, other, mask, self.recipe.level))
                 add("area", losses.area_prior(mask))
+            for logits, found in zip((stage.logits_a, stage.logits_b), output.foreground, strict=True):
+                add("foreground", losses.mask_supervision(to_grid(logits.float(), spatial_size(found.soft)), found.soft))
             sides = ((stage.ab.flow, stage.ba.flow, mask_a, mask_b), (stage.ba.flow, stage.ab.flow, mask_b, mask_a))
             for flow, back, mask, other in sides:
                 weight = mask.detach()
@@ -162,6 +168,32 @@ class JointModule(lightning.LightningModule):
             add("contrast", self._contrast(batch.image_a, batch.image_b, last))
         return {name: torch.stack(values).mean() for name, values in collected.items()}
 
+    def exact_terms(self, batch: TrainingSample, output: JointOutput) -> dict[str, Tensor]:
+        """The losses of supervised training, unweighted: `known_flow`, `equivariance` and `masks` with the exact truth.
+
+        Raises:
+            ValueError: the batch has no truth.
+        """
+        truth = batch.truth
+        if truth is None:
+            raise ValueError("batch.truth: exact supervision needs samples with truth, got none")
+        fa, fb = output.features_a.float(), output.features_b.float()
+        grid, grid_b = spatial_size(fa), spatial_size(fb)
+        known = to_grid(truth.valid_ab.float(), grid)
+        cells = F.adaptive_avg_pool2d(truth.flow_ab, grid) / known.clamp(min=1e-6).unsqueeze(1)
+        cells = cells * (grid[1] / truth.flow_ab.shape[-1])
+        weight = (known > 0.5).float()
+        flows, masks = [], []
+        for stage in output.rounds:
+            flows.append(losses.known_flow(stage.ab.flow, cells, weight, grid_b))
+            for logits, mask in ((stage.logits_a, truth.mask_a), (stage.logits_b, truth.mask_b)):
+                masks.append(losses.mask_supervision(logits.float(), to_grid(mask.float(), logits.shape[-2:])))
+        return {
+            "known_flow": torch.stack(flows).mean(),
+            "equivariance": losses.equivariance(fa, fb, cells, self.recipe.equivariance_beta, weight),
+            "masks": torch.stack(masks).mean(),
+        }
+
     def _damped(self, score: Tensor) -> Tensor:
         share = self.recipe.score_gradient
         return share * score + (1 - share) * score.detach()
@@ -177,8 +209,10 @@ class JointModule(lightning.LightningModule):
         logits = torch.where(odd, stage.logits_b, stage.logits_a).detach().float()
         size = (image.shape[-2], image.shape[-1])
         mask = (torch.sigmoid(logits) >= 0.5).float() if self.recipe.task == "joint" else torch.ones_like(logits)
-        flow = random_flow(batch.number, size, seed=self.recipe.seed).to(image.device)
+        seed = self.recipe.seed
+        flow = random_flow(batch.number, size, seed=seed, rotation=self.recipe.rotation).to(image.device)
         warped = cosegflow.warp(image, flow, padding="border")
+        warped = random_colours(warped, batch.number, seed=seed, strength=self.recipe.jitter)
         full = F.interpolate(mask.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
         cover = cosegflow.warp(full, flow, padding="border")
         pasted = cover * warped + (1 - cover) * batch.ground

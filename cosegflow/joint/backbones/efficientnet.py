@@ -1,12 +1,25 @@
 """EfficientNet-lite0, the default: its ImageNet weights come in a pip package, so it works offline."""
 
 import copy
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosegflow.joint.backbones.protocol import FrozenBackbone, FrozenStatistics, check_image
 from cosegflow.joint.backbones.weights import load_state, read_state
+
+
+def _dilated(block: nn.Module, x: Tensor, dilation: int) -> Tensor:
+    """A block of the last stage without its stride; the first has dilation 1 and no skip connection."""
+    net: Any = block
+    inner = net._swish(net._bn0(net._expand_conv(x)))
+    depthwise = net._depthwise_conv
+    padding = depthwise.kernel_size[0] // 2 * dilation
+    inner = F.conv2d(inner, depthwise.weight, None, 1, padding, dilation, depthwise.groups)
+    inner = net._bn2(net._project_conv(net._swish(net._bn1(inner))))
+    return inner + x if dilation > 1 and inner.shape == x.shape else inner
 
 
 class EfficientNetLite0(FrozenBackbone):
@@ -57,6 +70,16 @@ class EfficientNetLite0(FrozenBackbone):
             if i in self._TAPS:
                 taps.append(x)
         return taps[0], taps[1], taps[1]
+
+    def semantic(self, image: Tensor) -> Tensor:
+        """(B, 320, H/16, W/16): the last block's features; its stage is dilated instead of strided."""
+        check_image(image)
+        x = self.stem(image)
+        for block in self.net._blocks[: self._TAPS[2] + 1]:
+            x = block(x)
+        for number, block in enumerate(self.net._blocks[self._TAPS[2] + 1 :]):
+            x = _dilated(block, x, 2 if number else 1)
+        return x
 
     def make_tail(self) -> nn.Module:
         """Blocks 5 to 10 with ImageNet's weights; their batch-norm statistics stay frozen."""
