@@ -131,7 +131,9 @@ def _order(seed: int, passes: int, length: int) -> npt.NDArray[np.int64]:
 
 
 def collate_training(samples: Sequence[TrainingSample]) -> TrainingSample:
-    """A batch: images stacked, `number` an int64 tensor (B,), `category` a tuple; `image_c` and `truth` None where any lacks it.
+    """A batch: images stacked, `number` an int64 tensor (B,), `category` a tuple.
+
+    `image_c` and `truth` are None where any sample lacks it.
 
     Raises:
         ValueError: no samples.

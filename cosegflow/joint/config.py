@@ -11,9 +11,11 @@ Task = Literal["joint", "match-only", "coseg-only"]
 IDLE_LOSSES: dict[str, frozenset[str]] = {
     "joint": frozenset(),
     "match-only": frozenset(("foreground", "rejection", "price", "area", "task", "contrast", "edges")),
-    "coseg-only": frozenset(("cycle", "smoothness", "equivariance", "known_flow", "transitivity")),
+    "coseg-only": frozenset(
+        ("matching", "rejection", "price", "task", "cycle", "smoothness", "equivariance", "known_flow", "transitivity")
+    ),
 }
-"""Losses that a task does not compute: those of masks alone, and those of the matching alone."""
+"""Losses that a task does not compute: match-only knows no mask, coseg-only no flow."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class TrainConfig:
     """How to train; the `task` chooses what learns."""
 
     task: Task = "joint"
-    """joint, match-only (no masks) or coseg-only (descriptors fixed)"""
+    """joint, match-only (no masks) or coseg-only (no flow, descriptors fixed)"""
     supervision: Literal["none", "exact"] = "none"
     """exact: the composer's flow and masks teach, of stamps only; what the lack of annotation costs"""
     weights: LossWeights = field(default_factory=LossWeights)

@@ -32,8 +32,9 @@ from cosegflow.joint.checkpoint import (
     load_training_state,
     save_pretrained,
 )
-from cosegflow.joint.config import FitConfig, TrainConfig
+from cosegflow.joint.config import FitConfig, Task, TrainConfig
 from cosegflow.joint.fit_data import FitData
+from cosegflow.joint.model import ModelConfig
 from cosegflow.joint.module import SCORE, JointModule
 from cosegflow.report import OutputError, check_output
 
@@ -98,6 +99,13 @@ def check_resume(stored: FitConfig, wanted: FitConfig, argument: str) -> None:
             raise CheckpointError(f"{argument}: was trained with another {name}; a run goes on only with the same")
 
 
+def model_of_task(model: ModelConfig, task: Task) -> ModelConfig:
+    """What a task does not learn, the trained model does not use either: match-only no masks, coseg-only no flow."""
+    if task == "match-only":
+        return replace(model, rounds=0)
+    return replace(model, rounds=0, flow_cues=False) if task == "coseg-only" else model
+
+
 def check_folder(out: Path, resume: Path | None) -> None:
     """Raises ConfigurationError where `out` holds a run, or a model, that is not gone on with and would be replaced."""
     held = next((n for n in (LAST_NAME, BEST_NAME, f"model/{CONFIG_NAME}") if (out / n).is_file()), None)
@@ -143,8 +151,7 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
     out = check_output(config.out, "--out")
     check_folder(out, resume)
     quiet_lightning()
-    if config.train.task == "match-only":  # its masks never learn, so the trained model does not gate with them either
-        config = replace(config, model=replace(config.model, rounds=0))
+    config = replace(config, model=model_of_task(config.model, config.train.task))
     if resume is not None:
         check_resume(stored_configuration(resume, "--resume"), config, "--resume")
     data = FitData(config.data, config.train.seed)

@@ -3,9 +3,9 @@
 1. *Energy*: the norm of the backbone's last features. A network trained to name objects answers to objects.
 2. *Prototype*: the likeness to the pair's average of what has energy; what both photographs are about.
 3. *Discriminant*: Fisher's linear discriminant (Fisher 1936) between what the cues above, and the matching, call
-   foreground and the rest, fitted to both photographs at once on finer features, in closed form; fitted twice, the second
-   time to its own first answer. One linear rule for two photographs: that is co-segmentation, and it follows the
-   object's outline better than the coarse features that it learns from.
+   foreground and the rest, fitted to both photographs at once on finer features, in closed form; fitted twice, the
+   second time to its own first answer. One linear rule for two photographs: that is co-segmentation, and it follows
+   the object's outline better than the coarse features that it learns from.
 
 All cues have mean 0 and standard deviation 1 over the pair. Ours; no gradient flows through them.
 """
@@ -25,8 +25,9 @@ SHARPNESS = 3.0
 """Of the sigmoid around that level, in standard deviations."""
 SHRINKAGE = 0.1
 """Added to the diagonal of the covariance, in parts of its mean."""
-MATCHING = 0.5
-"""Weight of the matching's similarity beside energy and prototype."""
+SIMILARITY, CLOSENESS = 0.5, 0.4
+"""Weights of the matching's similarity and of its cycle's closeness, beside energy and prototype, times `_trust`."""
+USUAL_SPREAD, MOST_TRUST = 0.25, 4.0
 
 
 class Foreground(NamedTuple):
@@ -42,9 +43,26 @@ def _over_both(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat((a.flatten(1), b.flatten(1)), 1)
 
 
+def _smooth(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over 3 x 3."""
+    means = [F.avg_pool2d(x.float().unsqueeze(1), 3, 1, 1, count_include_pad=False).squeeze(1) for x in (a, b)]
+    return means[0], means[1]
+
+
 def _soften(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     level = match_level(_over_both(a, b), LEVEL)[:, None, None]
     return torch.sigmoid(SHARPNESS * (a - level)), torch.sigmoid(SHARPNESS * (b - level))
+
+
+def _trust(similarity: tuple[Tensor, Tensor]) -> Tensor:
+    """How far the matching is evidence of the object, (B, 1, 1): ((q98 - q50) / 0.25)^4 of the similarity, at most 4.
+
+    One thing seen twice stands out from backgrounds that differ; of two things of a kind only parts do, and road
+    matches road as well as wheels match wheels.
+    """
+    both = _over_both(*similarity)
+    ends = torch.quantile(both, torch.tensor((0.5, 0.98), device=both.device), dim=1)
+    return ((ends[1] - ends[0]) / USUAL_SPREAD).pow(4).clamp(max=MOST_TRUST)[:, None, None]
 
 
 def _prototype(a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,14 +104,18 @@ def discriminant(a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> tu
 
 @torch.no_grad()
 def common_foreground(
-    semantic: tuple[Tensor, Tensor], fine: tuple[Tensor, Tensor], similarity: tuple[Tensor, Tensor] | None = None
+    semantic: tuple[Tensor, Tensor],
+    fine: tuple[Tensor, Tensor],
+    similarity: tuple[Tensor, Tensor],
+    closeness: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Foreground, Foreground]:
     """The cues of both photographs of a pair.
 
     Args:
         semantic: (B, c, h', w') each, the backbone's last features.
         fine: (B, C, h, w) each, the features of the discriminant; h, w is the grid of the cues.
-        similarity: (B, H, W) each, any grid: how well each position matches the other photograph; None: not used.
+        similarity: (B, H, W) each, any grid: the largest cosine of each position with the other photograph.
+        closeness: (B, H, W) each, any grid: how nearly the flow there and back returns; None: no flow is used.
     """
     sem = [x.float() for x in semantic]
     feats = [x.float() for x in fine]
@@ -110,11 +132,14 @@ def common_foreground(
 
     energy, likeness = on_grid(energy), on_grid(likeness)
     score = standardise(energy[0] + likeness[0], energy[1] + likeness[1])
-    if similarity is not None:
-        smooth = [F.avg_pool2d(s.float().unsqueeze(1), 3, 1, 1, count_include_pad=False).squeeze(1) for s in similarity]
-        matched = standardise(*on_grid((smooth[0], smooth[1])))
-        score = score[0] + MATCHING * matched[0], score[1] + MATCHING * matched[1]
-        score = standardise(score[0], score[1])
+    smooth = _smooth(*similarity)
+    matched = standardise(*on_grid(smooth))
+    evidence = [SIMILARITY * m for m in matched]
+    if closeness is not None:
+        returned = standardise(*on_grid(_smooth(*closeness)))
+        evidence = [e + CLOSENESS * r for e, r in zip(evidence, returned, strict=True)]
+    trust = _trust(smooth)
+    score = standardise(score[0] + trust * evidence[0], score[1] + trust * evidence[1])
     weight = _soften(*score)
     found = standardise(*discriminant(feats[0], feats[1], *weight))
     weight = _soften(found[0] + score[0], found[1] + score[1])

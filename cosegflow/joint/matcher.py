@@ -114,7 +114,7 @@ class Encoded(NamedTuple):
     """(B, C, Ha/s, Wa/s), unit length over C."""
     features_b: Tensor
     semantic_a: Tensor | None = None
-    """(B, c, Ha/16, Wa/16), the backbone's last features; None: not asked for, or it has none."""
+    """(B, c, Ha/16, Wa/16), the backbone's last features; None: encoded for matching only."""
     semantic_b: Tensor | None = None
 
 

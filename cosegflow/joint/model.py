@@ -43,6 +43,8 @@ class ModelConfig:
     """K: gated rounds after the first, ungated one."""
     gating: bool = True
     """Whether masks gate the matching; false: rounds refine the masks only."""
+    flow_cues: bool = True
+    """Whether masks see the flow; false: of the other photograph only what it correlates with best, never where."""
     source_threshold: float = 0.5
     """Positions with a mask of at least this are matched."""
     target_threshold: float = 0.05
@@ -126,6 +128,13 @@ def to_grid(mask: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(mask.unsqueeze(1), (size[0], size[1])).squeeze(1)
 
 
+def _closeness(near: Matching, far: Matching) -> Tensor:
+    """exp(-(e / u)^2) in (0, 1], (B, H, W): e the error of the flow there and back, u a tenth of the grid's side."""
+    unit = 0.1 * max(near.flow.shape[-2:])
+    back = cosegflow.warp(far.flow, near.flow)
+    return torch.exp(-(near.flow + back).square().sum(1) / unit**2)
+
+
 class JointModel(nn.Module):
     """Matches and segments pairs of photographs."""
 
@@ -206,36 +215,38 @@ class JointModel(nn.Module):
                     f"{name}: the decoder 'paper' needs {side} x {side} pixels (image_size), got {got}"
                 )
         if image_a.shape == image_b.shape:  # one batch is faster than two
-            halves = [level.chunk(2) for level in self.pyramid(torch.cat((image_a, image_b)))]
-            (fine_a, fine_b), (middle_a, middle_b), (coarse_a, coarse_b) = halves
+            pyramid, semantic = self._levels(torch.cat((image_a, image_b)))
+            halves = [level.chunk(2) for level in (*pyramid, semantic)]
+            (fine_a, fine_b), (middle_a, middle_b), (coarse_a, coarse_b), (semantic_a, semantic_b) = halves
             pyramid_a, pyramid_b = (fine_a, middle_a, coarse_a), (fine_b, middle_b, coarse_b)
         else:
-            pyramid_a, pyramid_b = self.pyramid(image_a), self.pyramid(image_b)
+            (pyramid_a, semantic_a), (pyramid_b, semantic_b) = self._levels(image_a), self._levels(image_b)
         fa, fb = self.adapter(pyramid_a, pyramid_b)
-        semantic_a, semantic_b = self._semantic(image_a, image_b)
         return Encoded(image_a, image_b, pyramid_a, pyramid_b, fa, fb, semantic_a, semantic_b)
 
-    def _semantic(self, image_a: Tensor, image_b: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if not hasattr(self.backbone, "semantic"):
-            return None, None
+    def _levels(self, image: Tensor) -> tuple[Pyramid, Tensor]:
+        """The pyramid, and the backbone's last features: of one that has none the adapted ones of stride 16."""
         with torch.no_grad():
-            if image_a.shape == image_b.shape:
-                both: tuple[Tensor, Tensor] = self.backbone.semantic(torch.cat((image_a, image_b))).chunk(2)
-                return both
-            return self.backbone.semantic(image_a), self.backbone.semantic(image_b)
+            fine, middle, last = self.backbone.trunk(image)
+            semantic = self.backbone.semantic(last) if hasattr(self.backbone, "semantic") else None
+        coarse: Tensor = self.tail(last)
+        return (fine, middle, coarse), coarse.detach() if semantic is None else semantic
 
     def find_foreground(self, pair: Encoded, free: tuple[Matching, Matching]) -> tuple[Foreground, Foreground]:
         """What of a pair needs no training, from the ungated matching; see `foreground`."""
-        coarse = (pair.pyramid_a[2].detach(), pair.pyramid_b[2].detach())
         fine = []
         for _, middle, last in (pair.pyramid_a, pair.pyramid_b):
             grown = F.interpolate(
                 F.normalize(last.detach(), dim=1), size=middle.shape[-2:], mode="bilinear", align_corners=False
             )
             fine.append(torch.cat((F.normalize(middle, dim=1), grown), 1))
-        semantic = coarse if pair.semantic_a is None or pair.semantic_b is None else (pair.semantic_a, pair.semantic_b)
+        assert pair.semantic_a is not None and pair.semantic_b is not None
+        semantic = pair.semantic_a, pair.semantic_b
         similarity = free[0].similarity.detach(), free[1].similarity.detach()
-        return common_foreground(semantic, (fine[0], fine[1]), similarity)
+        closeness = None
+        if self.config.flow_cues:
+            closeness = _closeness(*free).detach(), _closeness(*free[::-1]).detach()
+        return common_foreground(semantic, (fine[0], fine[1]), similarity, closeness)
 
     def encode_beside(self, image_a: Tensor, image_b: Tensor, pyramid_b: Pyramid) -> Encoded:
         """`encode` where the pyramid of b is known, as of a photograph that was encoded with another."""
@@ -277,9 +288,11 @@ class JointModel(nn.Module):
         """
         sides = []
         for near, far, f_near, f_far, other in ((ab, ba, fa, fb, 1), (ba, ab, fb, fa, 0)):
-            unit = 0.1 * max(f_near.shape[-2:])
-            back = cosegflow.warp(far.flow, near.flow)
-            cycle = torch.exp(-(near.flow + back).square().sum(1) / unit**2)
+            if not self.config.flow_cues:
+                nothing = torch.zeros_like(near.similarity)
+                sides.append((near.similarity, near.similarity, nothing, nothing, nothing))
+                continue
+            cycle = _closeness(near, far)
             score = (f_near * cosegflow.warp(f_far, near.flow)).sum(1)
             warped = torch.zeros_like(cycle)
             if masks is not None:

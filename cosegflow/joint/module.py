@@ -91,8 +91,8 @@ class JointModule(lightning.LightningModule):
 
     @property
     def _rounds(self) -> int:
-        """Gated rounds in training; without masks that learn there is nothing to gate with."""
-        return 0 if self.recipe.task == "match-only" else self.recipe.rounds
+        """Gated rounds in training; a task alone has nothing to refine with."""
+        return self.recipe.rounds if self.recipe.task == "joint" else 0
 
     def training_step(self, batch: TrainingSample, batch_idx: int) -> Tensor:
         """One batch of samples."""
@@ -146,7 +146,8 @@ class JointModule(lightning.LightningModule):
                 add("price", losses.foreground_price(score, other, mask, self.recipe.level))
                 add("area", losses.area_prior(mask))
             for logits, found in zip((stage.logits_a, stage.logits_b), output.foreground, strict=True):
-                add("foreground", losses.mask_supervision(to_grid(logits.float(), spatial_size(found.soft)), found.soft))
+                coarse = to_grid(logits.float(), spatial_size(found.soft))
+                add("foreground", losses.mask_supervision(coarse, found.soft))
             sides = ((stage.ab.flow, stage.ba.flow, mask_a, mask_b), (stage.ba.flow, stage.ab.flow, mask_b, mask_a))
             for flow, back, mask, other in sides:
                 weight = mask.detach()
