@@ -24,7 +24,7 @@ from cosegflow.joint.fit_data import StepBatches
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.module import JointModule, Task, TrainConfig
 from cosegflow.joint.pictures import pair_cells
-from cosegflow.joint.predict import Prediction, predict, predict_nearest, predict_untrained
+from cosegflow.joint.predict import Prediction, predict, predict_nearest
 from cosegflow.metrics import PCK, EndPointError, MaskIoU, box_length
 from cosegflow.report import Example, Row, check_output, format_table, staged_folder, verdicts, write_report
 
@@ -170,7 +170,7 @@ def run(
     untrained = JointModel(config)
     rows = [
         evaluate(untrained, pairs, predict_nearest, "cosine nearest neighbour, no masks", masks=False),
-        evaluate(untrained, pairs, predict_untrained, "before training (pretrained, no learning)"),
+        evaluate(untrained, pairs, predict, "before training (pretrained, no learning)"),
     ]
     module = train(training, config, minutes=minutes, steps=steps, seed=seed)
     rows.append(evaluate(module.model, pairs, predict, "after joint training, no annotation"))

@@ -12,7 +12,7 @@ from cosegflow import viz
 from cosegflow.data.photographs import read_photograph
 from cosegflow.joint.checkpoint import load_checkpoint
 from cosegflow.joint.model import JointModel
-from cosegflow.joint.predict import predict, predict_untrained
+from cosegflow.joint.predict import predict
 from cosegflow.report import check_output, save_picture, staged_folder
 
 FLO_TAG = 202021.25
@@ -44,8 +44,7 @@ def run(path_a: Path, path_b: Path, out: Path, checkpoint: Path | None = None) -
     check_output(out, "--out")
     image_a, image_b = read_photograph(path_a, "A"), read_photograph(path_b, "B")
     model = JointModel().eval() if checkpoint is None else load_checkpoint(checkpoint, "--checkpoint")
-    predictor = predict_untrained if checkpoint is None else predict
-    found = predictor(model, image_a[None], image_b[None])
+    found = predict(model, image_a[None], image_b[None])
     flow, mask_a, mask_b = found.flow_ab[0], found.mask_a[0], found.mask_b[0]
     warped = cosegflow.warp(image_b[None], flow[None])[0]
     masked_flow, moved = viz.flow_to_colour(flow), viz.to_pixels(warped).copy()

@@ -57,17 +57,16 @@ def run(paths: list[Path], out: Path, checkpoint: Path | None = None, partners: 
     from cosegflow.data.photographs import read_photograph
     from cosegflow.joint.checkpoint import load_checkpoint
     from cosegflow.joint.model import JointModel
-    from cosegflow.joint.predict import predict, predict_untrained
+    from cosegflow.joint.predict import predict
     from cosegflow.report import check_output, save_picture, staged_folder
 
     check_output(out, "--out")
     images = [read_photograph(path, f"IMAGE {number}") for number, path in enumerate(paths, 1)]
     model = JointModel().eval() if checkpoint is None else load_checkpoint(checkpoint, "--checkpoint")
-    predictor = predict_untrained if checkpoint is None else predict
     total = [torch.zeros(image.shape[-2:]) for image in images]
     seen: list[list[int]] = [[] for _ in images]
     for i, j in choose_pairs(len(images), partners):
-        found = predictor(model, images[i][None], images[j][None])
+        found = predict(model, images[i][None], images[j][None])
         total[i] += found.mask_a[0]
         total[j] += found.mask_b[0]
         seen[i].append(j)

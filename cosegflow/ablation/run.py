@@ -18,7 +18,7 @@ from cosegflow._version import __version__
 from cosegflow.ablation.composed import ComposedCache
 from cosegflow.ablation.evaluate import Value, evaluate
 from cosegflow.ablation.job import FINISHED_NAME, RESULT_NAME, Job, read_job
-from cosegflow.ablation.subjects import Subject, TrainedSubject, UntrainedSubject, ZeroShotSubject
+from cosegflow.ablation.subjects import Subject, TrainedSubject, ZeroShotSubject
 from cosegflow.ablation.table import Measurement, write_table
 from cosegflow.atomic_file import replaced
 from cosegflow.benchmarks.provenance import provenance
@@ -56,7 +56,7 @@ def make_subject(job: Job) -> tuple[Subject, dict[str, float]]:
         return ZeroShotSubject(config.model), {}
     if job.row.method == "untrained":
         torch.manual_seed(job.seed)
-        return UntrainedSubject(JointModel(config.model)), {}
+        return TrainedSubject(JointModel(config.model)), {}
     spent = train(job)
     return TrainedSubject(load_checkpoint(job.folder, "--out"), job.row.masks), spent
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cosegflow.evaluate import Predictor, ZeroShotPredictor
 from cosegflow.joint.model import JointModel, ModelConfig
-from cosegflow.joint.predict import Prediction, predict, predict_rounds, predict_untrained
+from cosegflow.joint.predict import Prediction, predict, predict_rounds
 from cosegflow.metrics import transfer_keypoints
 
 
@@ -49,22 +49,6 @@ class TrainedSubject:
     def describe(self) -> dict[str, Any]:
         """See `Predictor.describe`."""
         return {"method": "trained", "backbone": self.model.config.backbone}
-
-
-class UntrainedSubject(TrainedSubject):
-    """Pretrained descriptors; a threshold on how well each position matches gives masks, which gate once."""
-
-    def __init__(self, model: JointModel) -> None:
-        super().__init__(model)
-        self.refines, self.used = False, 0
-
-    def rounds(self, image_a: Tensor, image_b: Tensor, count: int) -> list[Prediction]:
-        """One prediction."""
-        return [predict_untrained(self.model, image_a, image_b)]
-
-    def predict(self, image_a: Tensor, image_b: Tensor) -> Prediction:
-        """See `Predictor.predict`."""
-        return predict_untrained(self.model, image_a[None], image_b[None])
 
 
 class ZeroShotSubject(ZeroShotPredictor):

@@ -10,7 +10,7 @@ Task = Literal["joint", "match-only", "coseg-only"]
 
 IDLE_LOSSES: dict[str, frozenset[str]] = {
     "joint": frozenset(),
-    "match-only": frozenset(("foreground", "rejection", "price", "area", "task", "contrast", "edges")),
+    "match-only": frozenset(("foreground", "pasted", "rejection", "price", "area", "task", "contrast", "edges")),
     "coseg-only": frozenset(
         ("matching", "rejection", "price", "task", "cycle", "smoothness", "equivariance", "known_flow", "transitivity")
     ),
@@ -32,6 +32,8 @@ class LossWeights:
     """cycle consistency"""
     foreground: float = 1.0
     """the mask follows the pair's common foreground, found without training"""
+    pasted: float = 0.0
+    """the mask of an object that was cut out by its mask and pasted elsewhere"""
     task: float = 0.05
     """the mask of b, warped, agrees with the mask of a"""
     contrast: float = 0.05

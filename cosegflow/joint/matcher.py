@@ -113,9 +113,9 @@ class Encoded(NamedTuple):
     features_a: Tensor
     """(B, C, Ha/s, Wa/s), unit length over C."""
     features_b: Tensor
-    semantic_a: Tensor | None = None
-    """(B, c, Ha/16, Wa/16), the backbone's last features; None: encoded for matching only."""
-    semantic_b: Tensor | None = None
+    semantic_a: Tensor
+    """(B, c, Ha/16, Wa/16), the backbone's last features; no gradient."""
+    semantic_b: Tensor
 
 
 def _matching(found: cosegflow.Matches, beta: float | Tensor) -> Matching:
@@ -218,7 +218,3 @@ class DenseMatcher(nn.Module):
     ) -> tuple[Matching, Matching]:
         """Both directions; sources that the gates close keep `free`, the ungated matching."""
         return match_both_gated(pair.features_a, pair.features_b, gate_a, gate_b, self.beta, free, self.kernel_sigma)
-
-    def one_way(self, pair: Encoded, describe: Describe) -> Matching:
-        """a to b, without gates."""
-        return match_gated(pair.features_a, pair.features_b, None, None, self.beta, kernel_sigma=self.kernel_sigma)

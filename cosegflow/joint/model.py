@@ -16,6 +16,7 @@ from cosegflow.joint.foreground import Foreground, common_foreground
 from cosegflow.joint.matcher import Adapter, DenseMatcher, Encoded, Gate, Matching, Pyramid, gate_mask
 from cosegflow.joint.paper_decoder import PaperDecoder
 from cosegflow.joint.parametric import ParametricMatcher, correlation_volume
+from cosegflow.joint.smoothing import robust_flow
 from cosegflow.joint.standardise import standardise
 
 
@@ -43,6 +44,8 @@ class ModelConfig:
     """K: gated rounds after the first, ungated one."""
     gating: bool = True
     """Whether masks gate the matching; false: rounds refine the masks only."""
+    smoothing: bool = True
+    """Whether the dense matcher's flow is made locally affine in the end, within the mask where there is one."""
     flow_cues: bool = True
     """Whether masks see the flow; false: of the other photograph only what it correlates with best, never where."""
     source_threshold: float = 0.5
@@ -232,6 +235,20 @@ class JointModel(nn.Module):
         coarse: Tensor = self.tail(last)
         return (fine, middle, coarse), coarse.detach() if semantic is None else semantic
 
+    def smooth_flow(self, stage: Round) -> Tensor:
+        """The flow from a to b that a round comes to (B, 2, H, W), cells: see `smoothing`.
+
+        Trusted are matches that the flow back returns from, and, in gated rounds, that lie in the mask of the round
+        before. No gradient; losses see the flow itself.
+        """
+        ab, config = stage.ab, self.config
+        if not config.smoothing or config.matcher != "dense":
+            return ab.flow
+        weight = _closeness(ab, stage.ba) ** 4 * ab.confidence
+        if stage.gate_a is not None and config.gating:
+            weight = weight * stage.gate_a.target
+        return robust_flow(ab.flow, weight, config.stride)
+
     def find_foreground(self, pair: Encoded, free: tuple[Matching, Matching]) -> tuple[Foreground, Foreground]:
         """What of a pair needs no training, from the ungated matching; see `foreground`."""
         fine = []
@@ -240,7 +257,6 @@ class JointModel(nn.Module):
                 F.normalize(last.detach(), dim=1), size=middle.shape[-2:], mode="bilinear", align_corners=False
             )
             fine.append(torch.cat((F.normalize(middle, dim=1), grown), 1))
-        assert pair.semantic_a is not None and pair.semantic_b is not None
         semantic = pair.semantic_a, pair.semantic_b
         similarity = free[0].similarity.detach(), free[1].similarity.detach()
         closeness = None
@@ -248,10 +264,11 @@ class JointModel(nn.Module):
             closeness = _closeness(*free).detach(), _closeness(*free[::-1]).detach()
         return common_foreground(semantic, (fine[0], fine[1]), similarity, closeness)
 
-    def encode_beside(self, image_a: Tensor, image_b: Tensor, pyramid_b: Pyramid) -> Encoded:
-        """`encode` where the pyramid of b is known, as of a photograph that was encoded with another."""
-        pyramid_a = self.pyramid(image_a)
-        return Encoded(image_a, image_b, pyramid_a, pyramid_b, *self.adapter(pyramid_a, pyramid_b))
+    def encode_beside(self, image_a: Tensor, image_b: Tensor, pyramid_b: Pyramid, semantic_b: Tensor) -> Encoded:
+        """`encode` where all but the descriptors of b is known, as of a photograph that was encoded with another."""
+        pyramid_a, semantic_a = self._levels(image_a)
+        fa, fb = self.adapter(pyramid_a, pyramid_b)
+        return Encoded(image_a, image_b, pyramid_a, pyramid_b, fa, fb, semantic_a, semantic_b)
 
     def _describe(self, image: Tensor, other: Pyramid) -> tuple[Tensor, Tensor]:
         """Descriptors of a photograph and of the one that `other` is the pyramid of."""
@@ -268,10 +285,6 @@ class JointModel(nn.Module):
         """a to b and b to a by the configured matcher; `free` is the ungated matching of the same pair, for gates."""
         both: tuple[Matching, Matching] = self.matcher(pair, self._describe, gate_a, gate_b, free)
         return both
-
-    def match_one_way(self, pair: Encoded) -> Matching:
-        """a to b only, without gates."""
-        return self.matcher.one_way(pair, self._describe)
 
     def _cues(
         self,
@@ -333,8 +346,11 @@ class JointModel(nn.Module):
         Raises:
             ImageSizeError: the decoder "paper" needs another size.
         """
+        return self.refine(self.encode(image_a, image_b), rounds)
+
+    def refine(self, pair: Encoded, rounds: int | None = None) -> JointOutput:
+        """Matches and segments a pair that `encode` gave, round after round; see `forward`."""
         config = self.config
-        pair = self.encode(image_a, image_b)
         fa, fb = pair.features_a, pair.features_b
         free = ab, ba = self.match(pair)
         foreground = self.find_foreground(pair, free)

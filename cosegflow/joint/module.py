@@ -24,6 +24,8 @@ from cosegflow.metrics import PCK, MaskIoU, box_length
 SCORE = "val/score"
 """The validation score: larger is better; see `JointModule.on_validation_epoch_end`."""
 
+SELF_SUPERVISED = frozenset(("equivariance", "known_flow", "pasted"))
+
 MASK_WEIGHT = 5.0
 """Of the masks' cross-entropy under exact supervision, beside the weights of known_flow and equivariance."""
 
@@ -159,10 +161,9 @@ class JointModule(lightning.LightningModule):
                     small = F.interpolate(image, size=soft.shape[-2:], mode="area")
                     add("edges", losses.mask_edges(soft, small))
         last = output.rounds[-1]
-        if task != "coseg-only" and max(weights.equivariance, weights.known_flow) > 0:
-            surprise, error = self._self_supervised(batch, output, last)
-            add("equivariance", surprise)
-            add("known_flow", error)
+        if any(getattr(weights, name) > 0 for name in SELF_SUPERVISED - IDLE_LOSSES[task]):
+            for name, value in self._self_supervised(batch, output, last).items():
+                add(name, value)
         if task != "coseg-only" and weights.transitivity > 0 and batch.image_c is not None:
             add("transitivity", self._transitivity(batch, last))
         if task != "match-only" and weights.contrast > 0:
@@ -199,17 +200,18 @@ class JointModule(lightning.LightningModule):
         share = self.recipe.score_gradient
         return share * score + (1 - share) * score.detach()
 
-    def _self_supervised(self, batch: TrainingSample, output: JointOutput, stage: Round) -> tuple[Tensor, Tensor]:
-        """(equivariance, known_flow) of one image of each pair: a of the even samples, b of the odd.
+    def _self_supervised(self, batch: TrainingSample, output: JointOutput, stage: Round) -> dict[str, Tensor]:
+        """The losses `SELF_SUPERVISED` from one image of each pair: a of the even samples, b of the odd.
 
-        It is warped by a known map, and what its mask calls foreground is pasted onto the sample's `ground`.
+        It is warped by a known map, its colours change, and what its mask calls foreground is pasted onto the sample's
+        `ground`. Then matching and mask of this new photograph are known.
         """
         assert isinstance(batch.number, Tensor)
         odd = (batch.number % 2 == 1)[:, None, None]
         image = torch.where(odd[:, None], batch.image_b, batch.image_a)
         logits = torch.where(odd, stage.logits_b, stage.logits_a).detach().float()
         size = (image.shape[-2], image.shape[-1])
-        mask = (torch.sigmoid(logits) >= 0.5).float() if self.recipe.task == "joint" else torch.ones_like(logits)
+        mask = (torch.sigmoid(logits) >= 0.5).float() if self.recipe.task != "match-only" else torch.ones_like(logits)
         seed = self.recipe.seed
         flow = random_flow(batch.number, size, seed=seed, rotation=self.recipe.rotation).to(image.device)
         warped = cosegflow.warp(image, flow, padding="border")
@@ -218,15 +220,21 @@ class JointModule(lightning.LightningModule):
         cover = cosegflow.warp(full, flow, padding="border")
         pasted = cover * warped + (1 - cover) * batch.ground
         known = output.encoded  # the photograph was encoded with its pair
-        levels = zip(known.pyramid_a, known.pyramid_b, strict=True)
-        fine, middle, coarse = (torch.where(odd[:, None], b, a) for a, b in levels)
-        pair = self.model.encode_beside(pasted, image, (fine, middle, coarse))
-        features_warped, features = pair.features_a.float(), pair.features_b.float()
-        grid = (features.shape[-2], features.shape[-1])
+        levels = zip((*known.pyramid_a, known.semantic_a), (*known.pyramid_b, known.semantic_b), strict=True)
+        fine, middle, coarse, semantic = (torch.where(odd[:, None], b, a) for a, b in levels)
+        found = self.model.refine(self.model.encode_beside(pasted, image, (fine, middle, coarse), semantic), 0)
+        features_warped, features = found.features_a.float(), found.features_b.float()
+        grid = spatial_size(features)
         cells = F.interpolate(flow, size=grid, mode="area") * (grid[1] / size[1])
         weight = (to_grid(cover.squeeze(1), grid) > 0.5).float()
-        surprise = losses.equivariance(features_warped, features, cells, self.recipe.equivariance_beta, weight)
-        return surprise, losses.known_flow(self.model.match_one_way(pair).flow, cells, weight, grid)
+        logits = found.rounds[0].logits_a.float()
+        return {
+            "equivariance": losses.equivariance(
+                features_warped, features, cells, self.recipe.equivariance_beta, weight
+            ),
+            "known_flow": losses.known_flow(found.rounds[0].ab.flow, cells, weight, grid),
+            "pasted": losses.mask_supervision(logits, to_grid(cover.squeeze(1), spatial_size(logits))),
+        }
 
     def _transitivity(self, batch: TrainingSample, stage: Round) -> Tensor:
         """The loss over the six orders of a triplet; the third image is matched with both others."""

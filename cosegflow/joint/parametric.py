@@ -153,11 +153,10 @@ class ParametricMatcher(nn.Module):
         ab = self._match(pair, describe, (gate_a, gate_b), similar[0])
         return ab, self._match(swap(pair), describe, (gate_b, gate_a), similar[1])
 
-    def one_way(self, pair: Encoded, describe: Describe) -> Matching:
-        """a to b, without gates."""
-        return self._match(pair, describe, (None, None), self._similarities(pair)[0])
-
 
 def swap(pair: Encoded) -> Encoded:
     """The same with a and b exchanged."""
-    return Encoded(pair.image_b, pair.image_a, pair.pyramid_b, pair.pyramid_a, pair.features_b, pair.features_a)
+    return Encoded(
+        pair.image_b, pair.image_a, pair.pyramid_b, pair.pyramid_a,
+        pair.features_b, pair.features_a, pair.semantic_b, pair.semantic_a,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Predictions at the photographs' own sizes, with a trained model, without training, and the plain baseline."""
+"""Predictions at the photographs' own sizes, and the plain baseline."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cosegflow
-from cosegflow.joint.losses import match_level
-from cosegflow.joint.matcher import Gate, Matching, match_gated, spatial_size
+from cosegflow.joint.matcher import spatial_size
 from cosegflow.joint.model import JointModel, JointOutput, ModelConfig, Round
 
 
@@ -45,60 +44,46 @@ def _full(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _assemble(
-    ab: Matching, grid_b: tuple[int, int], masks: tuple[Tensor, Tensor], image_a: Tensor, image_b: Tensor
+    flow: Tensor,
+    confidence: Tensor,
+    grid_b: tuple[int, int],
+    masks: tuple[Tensor, Tensor],
+    image_a: Tensor,
+    image_b: Tensor,
 ) -> Prediction:
     size_a, size_b = spatial_size(image_a), spatial_size(image_b)
     return Prediction(
-        cosegflow.resize_flow(ab.flow, size_a, size_b, from_size_b=grid_b),
+        cosegflow.resize_flow(flow, size_a, size_b, from_size_b=grid_b),
         masks[0].clamp(0, 1),
         masks[1].clamp(0, 1),
-        _full(ab.confidence, size_a).clamp(0, 1),
+        _full(confidence, size_a).clamp(0, 1),
     )
 
 
-def _of_round(stage: Round, output: JointOutput, image_a: Tensor, image_b: Tensor) -> Prediction:
+def _of_round(model: JointModel, stage: Round, output: JointOutput, image_a: Tensor, image_b: Tensor) -> Prediction:
     masks = tuple(
         torch.sigmoid(_full(logits, spatial_size(image)))
         for logits, image in ((stage.logits_a, image_a), (stage.logits_b, image_b))
     )
-    return _assemble(stage.ab, spatial_size(output.features_b), (masks[0], masks[1]), image_a, image_b)
+    grid_b = spatial_size(output.features_b)
+    return _assemble(model.smooth_flow(stage), stage.ab.confidence, grid_b, (masks[0], masks[1]), image_a, image_b)
 
 
 @torch.no_grad()
 def predict(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
-    """Flow and masks of a trained model for (B, 3, Ha, Wa) and (B, 3, Hb, Wb) in [0, 1], any sizes."""
+    """Flow and masks for (B, 3, Ha, Wa) and (B, 3, Hb, Wb) in [0, 1], any sizes.
+
+    A model that is not trained yet matches pretrained descriptors and segments by `foreground` alone.
+    """
     output = model(_shrink(image_a, model.config), _shrink(image_b, model.config))
-    return _of_round(output.rounds[-1], output, image_a, image_b)
+    return _of_round(model, output.rounds[-1], output, image_a, image_b)
 
 
 @torch.no_grad()
 def predict_rounds(model: JointModel, image_a: Tensor, image_b: Tensor, rounds: int) -> list[Prediction]:
     """`predict` after 0, 1, ..., `rounds` gated rounds, from one pass."""
     output = model(_shrink(image_a, model.config), _shrink(image_b, model.config), rounds)
-    return [_of_round(stage, output, image_a, image_b) for stage in output.rounds]
-
-
-@torch.no_grad()
-def predict_untrained(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
-    """The same without training: pretrained descriptors, and Otsu's threshold on how well each position matches.
-
-    The similarity is smoothed by a 3 x 3 mean; the masks gate a second matching, as in the trained model.
-    """
-    config = model.config
-    small_a, small_b = _shrink(image_a, config), _shrink(image_b, config)
-    fa, fb = model.adapter(model.pyramid(small_a), model.pyramid(small_b))
-    ab = match_gated(fa, fb, None, None, config.beta)
-    ba = match_gated(fb, fa, None, None, config.beta)
-    near = [F.avg_pool2d(m.similarity, 3, 1, 1, count_include_pad=False) for m in (ab, ba)]
-    both = torch.cat([n.flatten(1) for n in near], 1)
-    level, spread = match_level(both), both.std(1).clamp(min=1e-6)
-    soft = [torch.sigmoid(4 * (n - level[:, None, None]) / spread[:, None, None]) for n in near]
-    gates = [Gate(s >= 0.5, torch.where(s >= config.target_threshold, s, 0.0)) for s in soft]
-    empty = torch.stack([~g.source.flatten(1).any(1) for g in gates]).any(0)[:, None, None]
-    gates = [Gate(g.source | empty, torch.where(empty, 1.0, g.target)) for g in gates]
-    ab = match_gated(fa, fb, gates[0], gates[1], config.beta, ab)
-    masks = _full(soft[0], spatial_size(image_a)), _full(soft[1], spatial_size(image_b))
-    return _assemble(ab, spatial_size(fb), masks, image_a, image_b)
+    return [_of_round(model, stage, output, image_a, image_b) for stage in output.rounds]
 
 
 @torch.no_grad()
@@ -114,7 +99,8 @@ def predict_nearest(model: JointModel, image_a: Tensor, image_b: Tensor) -> Pred
     flow = (there - here).to(score.dtype)
     batch = image_a.shape[0]
     return _assemble(
-        Matching(flow, score.clamp(0, 1), score),
+        flow,
+        score.clamp(0, 1),
         spatial_size(fb),
         (image_a.new_ones(batch, *spatial_size(image_a)), image_b.new_ones(batch, *spatial_size(image_b))),
         image_a,

@@ -17,7 +17,7 @@ from cosegflow.data.sources import Library
 from cosegflow.demo import pair_cells
 from cosegflow.joint.checkpoint import load_checkpoint
 from cosegflow.joint.model import JointModel
-from cosegflow.joint.predict import predict, predict_untrained
+from cosegflow.joint.predict import predict
 from cosegflow.viz import pair_figure
 
 ROWS = (("astronaut", ("gravel.png", "rocket.jpg"), 3), ("coffee", ("rocket.jpg", "grass.png"), 1))
@@ -38,7 +38,7 @@ def main() -> None:
             everything.origin,
         )
         pair = compose_pair(np.random.default_rng(seed), library, truth=False)
-        found = (predict_untrained if chosen is None else predict)(model, pair.image_a[None], pair.image_b[None])
+        found = predict(model, pair.image_a[None], pair.image_b[None])
         panels += pair_cells(pair, found, 0)[:6]
     pair_figure(panels, Path(__file__).with_name("demo.png"), columns=6, dpi=85)
 
