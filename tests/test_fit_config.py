@@ -208,4 +208,4 @@ def test_parser_is_light():
 def test_every_command_has_help():
     parser = cli.make_parser()
     (commands,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    assert list(commands.choices) == ["fit", "eval", "match", "segment", "data", "bench", "info", "demo"]
+    assert list(commands.choices) == ["fit", "eval", "ablate", "match", "segment", "data", "bench", "info", "demo"]

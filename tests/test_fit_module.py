@@ -17,7 +17,7 @@ from cosegflow.joint.callbacks import KeepCheckpoints
 from cosegflow.joint.config import LossWeights, Task, TrainConfig
 from cosegflow.joint.model import ModelConfig
 from cosegflow.joint.module import SCORE, JointModule
-from cosegflow.joint.self_supervision import random_flow
+from cosegflow.joint.self_supervision import random_colours, random_flow
 
 MODEL = ModelConfig(backbone="tiny", image_size=64)
 NONE = dict.fromkeys(vars(LossWeights()), 0.0)
@@ -49,7 +49,7 @@ def test_self_supervision_pastes_the_warped_foreground_onto_ground():
     samples = batch()
     known = random_flow(samples.number, (64, 64), seed=3)
     chosen = torch.stack((samples.image_a[0], samples.image_b[1]))  # a of the even samples, b of the odd
-    warped = cosegflow.warp(chosen, known, padding="border")
+    warped = random_colours(cosegflow.warp(chosen, known, padding="border"), samples.number, seed=3)
     for task, logit, expected in (
         ("joint", 9.0, warped),
         ("joint", -9.0, samples.ground),
@@ -68,8 +68,11 @@ def test_an_exact_matching_of_the_known_warp_costs_nothing(monkeypatch):
     module, samples = make("match-only", known_flow=1.0), batch()
     exact = torch.tensor([2.0, -1.0]).reshape(1, 2, 1, 1).expand(2, 2, 8, 8)
     for flow, cost in ((exact, 0.0), (exact + 1, (2 + 0.25) ** 0.5 - 0.5)):
-        monkeypatch.setattr(module.model, "match_one_way", lambda pair, flow=flow: SimpleNamespace(flow=flow))
-        terms = module.loss_terms(samples, module.model(samples.image_a, samples.image_b, 0))
+        output = module.model(samples.image_a, samples.image_b, 0)
+        free = output.rounds[0].ab._replace(flow=flow), output.rounds[0].ba
+        with monkeypatch.context() as patch:
+            patch.setattr(module.model, "match", lambda *_, free=free: free)
+            terms = module.loss_terms(samples, output)
         assert float(terms["known_flow"]) == pytest.approx(cost, abs=1e-6)
 
 
@@ -156,7 +159,7 @@ def test_a_score_that_is_not_finite_is_never_the_best(tmp_path):
 @pytest.mark.parametrize(("task", "score"), [("joint", 0.5), ("match-only", 0.2), ("coseg-only", 0.8)])
 def test_score_of_validation(task: Task, score: float, monkeypatch):
     """With truth what the task trains, of this validation alone; without it minus the loss of each sample."""
-    module = make(task, matching=1.0)
+    module = make(task, matching=1.0, area=1.0)
     logged: dict[str, float] = {}
     monkeypatch.setattr(module, "log_dict", lambda values: logged.update(values))
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
@@ -200,7 +203,11 @@ def test_rates_by_part_and_over_the_steps():
 
 def test_a_task_trains_its_own_parts():
     trained = {
-        task: {name.split(".")[0] for name, p in make(task, matching=1.0).model.named_parameters() if p.requires_grad}
+        task: {
+            name.split(".")[0]
+            for name, p in make(task, matching=1.0, area=1.0).model.named_parameters()
+            if p.requires_grad
+        }
         for task in ("joint", "match-only", "coseg-only")
     }
     assert trained["joint"] == {"tail", "adapter", "decoder"}

@@ -13,14 +13,14 @@ import lightning
 from torch.utils.data import DataLoader
 
 from cosegflow.data.pair import Pair
-from cosegflow.data.training import TrainingSample, collate_training
+from cosegflow.data.training import TrainingSample, Truth, collate_training
 from cosegflow.demo import ComposedSamples
 from cosegflow.joint.backbones import TinyBackbone
 from cosegflow.joint.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from cosegflow.joint.matcher import gate_mask, match_gated
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.module import JointModule, LossWeights, TrainConfig
-from cosegflow.joint.predict import model_size, predict, predict_nearest, predict_untrained
+from cosegflow.joint.predict import model_size, predict, predict_nearest
 
 TINY = ModelConfig(backbone="tiny", image_size=64)
 
@@ -102,26 +102,36 @@ def test_each_loss_alone_is_a_configuration():
         assert bool(torch.isfinite(terms[name]))
 
 
+def lies(count: int, size: int = 64) -> Truth:
+    """A batch of truth that is none."""
+    masks = [torch.rand(count, size, size) > 0.5 for _ in range(2)]
+    flow = torch.full((count, 2, size, size), torch.nan)
+    return Truth(*masks, flow, torch.ones(count, size, size, dtype=torch.bool))
+
+
 def test_training_never_reads_annotation():
-    """A training sample has no place for the truth; pairs that carry it (here lies) give the same samples."""
-    assert set(TrainingSample._fields) == {"image_a", "image_b", "image_c", "ground", "category", "number"}
+    """Samples are made without truth, also of pairs that carry it; what a sample may carry changes nothing unasked."""
+    fields = ("image_a", "image_b", "image_c", "ground", "category", "number", "truth")
+    assert TrainingSample._fields == fields, "a new field: may training read it?"
     pairs = [Pair(s.image_a, s.image_b, "square") for s in blobs(2)]
-    lies = [
-        pair._replace(
-            mask_a=torch.rand(64, 64) > 0.5,
-            mask_b=torch.rand(64, 64) > 0.5,
-            flow_ab=torch.full((2, 64, 64), torch.nan),
-            valid_ab=torch.ones(64, 64, dtype=torch.bool),
-        )
-        for pair in pairs
+    false = lies(2)
+    told = [
+        pair._replace(mask_a=false.mask_a[i], mask_b=false.mask_b[i], flow_ab=false.flow_ab[i], valid_ab=valid)
+        for i, (pair, valid) in enumerate(zip(pairs, false.valid_ab, strict=True))
     ]
-    values = []
-    for used in (pairs, lies):
+    batches = []
+    for used in (pairs, told):
         samples = ComposedSamples(used, seed=0)
+        batches.append(collate_training([samples[0], samples[1]]))
+        assert batches[-1].truth is None
+    batches.append(batches[0]._replace(truth=false))
+    values = []
+    for batch in batches:
         torch.manual_seed(0)
         module = JointModule(TINY, TrainConfig(contrast_size=32))
-        values.append(float(module.training_step(collate_training([samples[0], samples[1]]), 0).detach()))
-    assert values[0] == values[1]
+        assert module.recipe.supervision == "none"
+        values.append(float(module.training_step(batch, 0).detach()))
+    assert values[0] == values[1] == values[2]
 
 
 def test_training_gates_the_matching():
@@ -147,7 +157,7 @@ def test_training_gates_the_matching():
     assert 0 < seen[-1][1] < 0.9, "the matching runs on a part of the image only"
 
 
-@pytest.mark.parametrize("predictor", [predict, predict_untrained, predict_nearest])
+@pytest.mark.parametrize("predictor", [predict, predict_nearest])
 def test_predictions_have_the_photographs_sizes(predictor):
     model = JointModel(TINY).eval()
     found = predictor(model, torch.rand(1, 3, 37, 91), torch.rand(1, 3, 120, 50))
