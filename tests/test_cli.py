@@ -78,27 +78,30 @@ def test_match_writes_what_the_model_predicts(tmp_path: Path, tiny_checkpoint: P
 
 @pytest.mark.parametrize("command", ["match", "segment"])
 @pytest.mark.parametrize("trained", [True, False])
-def test_a_model_that_is_not_trained_is_predicted_without_its_masks(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch, command: str, trained: bool
+def test_without_a_checkpoint_the_model_is_the_untrained_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, trained: bool
 ):
-    from cosegflow import match_command
-    from cosegflow.joint import model, predict
+    from cosegflow.data.photographs import read_photograph
+    from cosegflow.joint.predict import predict
 
     tiny = ModelConfig(backbone="tiny", image_size=64)
-    monkeypatch.setattr(model.JointModel.__init__, "__defaults__", (tiny, None))
-    called = []
-    for name, real in (("predict", predict.predict), ("predict_untrained", predict.predict_untrained)):
-
-        def spy(*given, name=name, real=real):
-            called.append(name)
-            return real(*given)
-
-        monkeypatch.setattr(predict, name, spy)
-        monkeypatch.setattr(match_command, name, spy)
-    a = str(photograph(tmp_path / "a.png", 70, 50))
-    options = ["--checkpoint", str(tiny_checkpoint)] if trained else []
-    assert cli.main([command, a, a, "-o", str(tmp_path / "out"), *options]) == 0
-    assert called == ["predict" if trained else "predict_untrained"]
+    untrained, other = JointModel(tiny).eval(), JointModel(tiny).eval()
+    with torch.no_grad():
+        other.decoder.skip.bias.add_(3.0)
+    save_checkpoint(other, tmp_path / "trained.ckpt")
+    monkeypatch.setattr(JointModel.__init__, "__defaults__", (tiny, None))
+    paths = photograph(tmp_path / "a.png", 70, 50), photograph(tmp_path / "b.png", 60, 64)
+    out = tmp_path / "out"
+    options = ["--checkpoint", str(tmp_path / "trained.ckpt")] if trained else []
+    assert cli.main([command, *map(str, paths), "-o", str(out), *options]) == 0
+    images = [read_photograph(path, "x")[None] for path in paths]
+    masks = {model: predict(model, images[0], images[1])[1:3] for model in (untrained, other)}
+    names = ("mask_a.png", "mask_b.png") if command == "match" else ("1_a_mask.png", "2_b_mask.png")
+    for i, name in enumerate(names):
+        written = np.asarray(Image.open(out / name)) / 255
+        wanted, unwanted = (masks[model][i][0].numpy() for model in ((other, untrained)[:: 1 if trained else -1]))
+        assert np.abs(written - wanted).max() <= 0.51 / 255
+        assert np.abs(written - unwanted).max() > 0.1
 
 
 def test_match_without_a_checkpoint(tmp_path: Path):

@@ -152,6 +152,78 @@ def test_the_kernel_is_that_of_match():
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in grads)
 
 
+def reading(config: ModelConfig) -> JointModel:
+    """A model whose decoder reads all of its cues."""
+    torch.manual_seed(0)
+    model = JointModel(config).eval()
+    with torch.no_grad():
+        for layer in (model.decoder.head, model.decoder.skip):
+            layer.weight.normal_(0, 0.5)
+    return model
+
+
+@torch.no_grad()
+def test_without_gating_rounds_refine_masks_alone():
+    images = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 48)
+    for gating in (True, False):
+        rounds = reading(replace(TINY, gating=gating))(*images, 2).rounds
+        assert len(rounds) == 3
+        for later in rounds[1:]:
+            assert torch.equal(later.ab.flow, rounds[0].ab.flow) != gating
+            assert torch.equal(later.ba.flow, rounds[0].ba.flow) != gating
+            assert not torch.equal(later.logits_a, rounds[0].logits_a), "the mask of the other photograph is a cue"
+
+
+@torch.no_grad()
+def test_without_cues_of_flow_masks_see_none(monkeypatch: pytest.MonkeyPatch):
+    """Another flow, the same similarity."""
+    images = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 48)
+    for flow_cues in (True, False):
+        model = reading(replace(TINY, flow_cues=flow_cues))
+        pair = model.encode(*images)
+        plain = model.refine(pair, 1)
+        free = [m._replace(flow=m.flow.flip(-1), confidence=1 - m.confidence) for m in model.match(pair)]
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "match", lambda *_, free=free: tuple(free))
+            other = model.refine(pair, 1)
+        assert not torch.equal(other.rounds[0].ab.flow, plain.rounds[0].ab.flow)
+        for stage, changed in zip(plain.rounds, other.rounds, strict=True):
+            assert torch.equal(stage.logits_a, changed.logits_a) != flow_cues
+            assert torch.equal(stage.logits_b, changed.logits_b) != flow_cues
+        assert torch.equal(plain.foreground[0].soft, other.foreground[0].soft) != flow_cues
+
+
+@torch.no_grad()
+def test_predicted_flow_is_the_smoothed_one():
+    images = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    last = reading(TINY)(*images, 1).rounds[-1]
+    changes: dict[str, dict] = {
+        "default": {}, "off": {"smoothing": False}, "ungated": {"gating": False},
+        "parametric": {"matcher": "parametric"},
+    }  # fmt: skip
+    smooth = {name: JointModel(replace(TINY, **change)).smooth_flow(last) for name, change in changes.items()}
+    assert torch.equal(smooth["off"], last.ab.flow) and torch.equal(smooth["parametric"], last.ab.flow)
+    assert smooth["default"].shape == last.ab.flow.shape
+    assert not torch.equal(smooth["default"], last.ab.flow) and not torch.equal(smooth["default"], smooth["ungated"])
+    torch.testing.assert_close(JointModel(TINY).smooth_flow(last._replace(gate_a=None)), smooth["ungated"])
+    for smoothing in (True, False):
+        model = reading(replace(TINY, smoothing=smoothing, rounds=1))
+        expected = smooth["default" if smoothing else "off"]
+        expected = cosegflow.resize_flow(expected, (64, 64), (64, 64), from_size_b=(8, 8))
+        torch.testing.assert_close(predict(model, *images).flow_ab, expected)
+
+
+@torch.no_grad()
+def test_a_photograph_encoded_before_gives_the_same_descriptors():
+    model = reading(TINY)
+    images = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    whole = model.encode(*images)
+    beside = model.encode_beside(*images, whole.pyramid_b, whole.semantic_b)
+    for field, one, other in zip(whole._fields, whole, beside, strict=True):
+        torch.testing.assert_close(one, other, msg=field)
+    assert whole.semantic_a.shape[-2:] == (4, 4)
+
+
 def test_transposed_convolutions_start_as_bilinear_upsampling():
     layer = torch.nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1)
     bilinear_(layer)
