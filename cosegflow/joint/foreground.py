@@ -25,9 +25,6 @@ SHARPNESS = 3.0
 """Of the sigmoid around that level, in standard deviations."""
 SHRINKAGE = 0.1
 """Added to the diagonal of the covariance, in parts of its mean."""
-SIMILARITY, CLOSENESS = 0.5, 0.4
-"""Weights of the matching's similarity and of its cycle's closeness, beside energy and prototype, times `_trust`."""
-USUAL_SPREAD, MOST_TRUST = 0.25, 4.0
 
 
 class Foreground(NamedTuple):
@@ -52,17 +49,6 @@ def _smooth(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _soften(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     level = match_level(_over_both(a, b), LEVEL)[:, None, None]
     return torch.sigmoid(SHARPNESS * (a - level)), torch.sigmoid(SHARPNESS * (b - level))
-
-
-def _trust(similarity: tuple[Tensor, Tensor]) -> Tensor:
-    """How far the matching is evidence of the object, (B, 1, 1): ((q98 - q50) / 0.25)^4 of the similarity, at most 4.
-
-    One thing seen twice stands out from backgrounds that differ; of two things of a kind only parts do, and road
-    matches road as well as wheels match wheels.
-    """
-    both = _over_both(*similarity)
-    ends = torch.quantile(both, torch.tensor((0.5, 0.98), device=both.device), dim=1)
-    return ((ends[1] - ends[0]) / USUAL_SPREAD).pow(4).clamp(max=MOST_TRUST)[:, None, None]
 
 
 def _prototype(a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,16 +92,16 @@ def discriminant(a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> tu
 def common_foreground(
     semantic: tuple[Tensor, Tensor],
     fine: tuple[Tensor, Tensor],
-    similarity: tuple[Tensor, Tensor],
-    closeness: tuple[Tensor, Tensor] | None = None,
+    evidence: tuple[Tensor, Tensor],
+    share: float,
 ) -> tuple[Foreground, Foreground]:
     """The cues of both photographs of a pair.
 
     Args:
         semantic: (B, c, h', w') each, the backbone's last features.
         fine: (B, C, h, w) each, the features of the discriminant; h, w is the grid of the cues.
-        similarity: (B, H, W) each, any grid: the largest cosine of each position with the other photograph.
-        closeness: (B, H, W) each, any grid: how nearly the flow there and back returns; None: no flow is used.
+        evidence: (B, H, W) each, any grid: how well each position matches the other photograph.
+        share: weight of the evidence, beside energy and prototype.
     """
     sem = [x.float() for x in semantic]
     feats = [x.float() for x in fine]
@@ -132,14 +118,8 @@ def common_foreground(
 
     energy, likeness = on_grid(energy), on_grid(likeness)
     score = standardise(energy[0] + likeness[0], energy[1] + likeness[1])
-    smooth = _smooth(*similarity)
-    matched = standardise(*on_grid(smooth))
-    evidence = [SIMILARITY * m for m in matched]
-    if closeness is not None:
-        returned = standardise(*on_grid(_smooth(*closeness)))
-        evidence = [e + CLOSENESS * r for e, r in zip(evidence, returned, strict=True)]
-    trust = _trust(smooth)
-    score = standardise(score[0] + trust * evidence[0], score[1] + trust * evidence[1])
+    matched = standardise(*on_grid(_smooth(*evidence)))
+    score = standardise(score[0] + share * matched[0], score[1] + share * matched[1])
     weight = _soften(*score)
     found = standardise(*discriminant(feats[0], feats[1], *weight))
     weight = _soften(found[0] + score[0], found[1] + score[1])

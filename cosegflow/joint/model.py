@@ -112,6 +112,9 @@ class Round(NamedTuple):
     gate_a: Gate | None
     """None in the first round."""
     gate_b: Gate | None
+    flow_ab: Tensor
+    """(B, 2, Ha, Wa), cells: the flow that the round comes to; see `JointModel.smooth_flow`."""
+    flow_ba: Tensor
 
 
 class JointOutput(NamedTuple):
@@ -131,11 +134,19 @@ def to_grid(mask: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(mask.unsqueeze(1), (size[0], size[1])).squeeze(1)
 
 
-def _closeness(near: Matching, far: Matching) -> Tensor:
+SCORE_SHARE, BEST_SHARE = 1.0, 0.5
+"""What the matching weighs in `foreground`: the score along the flow, and the best similarity where no flow is seen."""
+
+
+def _closeness(flow: Tensor, back: Tensor) -> Tensor:
     """exp(-(e / u)^2) in (0, 1], (B, H, W): e the error of the flow there and back, u a tenth of the grid's side."""
-    unit = 0.1 * max(near.flow.shape[-2:])
-    back = cosegflow.warp(far.flow, near.flow)
-    return torch.exp(-(near.flow + back).square().sum(1) / unit**2)
+    unit = 0.1 * max(flow.shape[-2:])
+    return torch.exp(-(flow + cosegflow.warp(back, flow)).square().sum(1) / unit**2)
+
+
+def _score(near: Tensor, far: Tensor, flow: Tensor) -> Tensor:
+    """<f(p), g(p + flow(p))>, (B, H, W)."""
+    return (near * cosegflow.warp(far, flow)).sum(1)
 
 
 class JointModel(nn.Module):
@@ -235,22 +246,23 @@ class JointModel(nn.Module):
         coarse: Tensor = self.tail(last)
         return (fine, middle, coarse), coarse.detach() if semantic is None else semantic
 
-    def smooth_flow(self, stage: Round) -> Tensor:
-        """The flow from a to b that a round comes to (B, 2, H, W), cells: see `smoothing`.
+    def smooth_flow(self, near: Matching, far: Matching, gate: Gate | None = None) -> Tensor:
+        """The flow that a matching comes to, (B, 2, H, W), cells: see `smoothing`.
 
-        Trusted are matches that the flow back returns from, and, in gated rounds, that lie in the mask of the round
-        before. No gradient; losses see the flow itself.
+        Trusted are matches that the flow back returns from, and those in the gate's mask.
         """
-        ab, config = stage.ab, self.config
+        config = self.config
         if not config.smoothing or config.matcher != "dense":
-            return ab.flow
-        weight = _closeness(ab, stage.ba) ** 4 * ab.confidence
-        if stage.gate_a is not None and config.gating:
-            weight = weight * stage.gate_a.target
-        return robust_flow(ab.flow, weight, config.stride)
+            return near.flow
+        weight = (_closeness(near.flow, far.flow) ** 4 * near.confidence).detach()
+        if gate is not None and config.gating:
+            weight = weight * gate.target.detach()
+        return robust_flow(near.flow, weight, config.stride)
 
-    def find_foreground(self, pair: Encoded, free: tuple[Matching, Matching]) -> tuple[Foreground, Foreground]:
-        """What of a pair needs no training, from the ungated matching; see `foreground`."""
+    def find_foreground(
+        self, pair: Encoded, free: tuple[Matching, Matching], flows: tuple[Tensor, Tensor]
+    ) -> tuple[Foreground, Foreground]:
+        """What of a pair needs no training, from the ungated matching and its smooth flows; see `foreground`."""
         fine = []
         for _, middle, last in (pair.pyramid_a, pair.pyramid_b):
             grown = F.interpolate(
@@ -258,11 +270,12 @@ class JointModel(nn.Module):
             )
             fine.append(torch.cat((F.normalize(middle, dim=1), grown), 1))
         semantic = pair.semantic_a, pair.semantic_b
-        similarity = free[0].similarity.detach(), free[1].similarity.detach()
-        closeness = None
-        if self.config.flow_cues:
-            closeness = _closeness(*free).detach(), _closeness(*free[::-1]).detach()
-        return common_foreground(semantic, (fine[0], fine[1]), similarity, closeness)
+        if not self.config.flow_cues:
+            best = free[0].similarity.detach(), free[1].similarity.detach()
+            return common_foreground(semantic, (fine[0], fine[1]), best, BEST_SHARE)
+        fa, fb = pair.features_a.detach(), pair.features_b.detach()
+        scores = _score(fa, fb, flows[0].detach()), _score(fb, fa, flows[1].detach())
+        return common_foreground(semantic, (fine[0], fine[1]), scores, SCORE_SHARE)
 
     def encode_beside(self, image_a: Tensor, image_b: Tensor, pyramid_b: Pyramid, semantic_b: Tensor) -> Encoded:
         """`encode` where all but the descriptors of b is known, as of a photograph that was encoded with another."""
@@ -292,25 +305,25 @@ class JointModel(nn.Module):
         ba: Matching,
         fa: Tensor,
         fb: Tensor,
+        flows: tuple[Tensor, Tensor],
         masks: tuple[Tensor, Tensor] | None,
         foreground: tuple[Foreground, Foreground],
     ) -> tuple[Tensor, Tensor]:
-        """(B, CUES, h, w) of a and of b.
+        """(B, CUES, h, w) of a and of b; `flows` are the smooth ones.
 
         Similarity, score, closeness of cycle, confidence, the warped other mask, and those of `Foreground`.
         """
         sides = []
-        for near, far, f_near, f_far, other in ((ab, ba, fa, fb, 1), (ba, ab, fb, fa, 0)):
+        for near, flow, back, f_near, f_far, other in ((ab, *flows, fa, fb, 1), (ba, *flows[::-1], fb, fa, 0)):
             if not self.config.flow_cues:
                 nothing = torch.zeros_like(near.similarity)
                 sides.append((near.similarity, near.similarity, nothing, nothing, nothing))
                 continue
-            cycle = _closeness(near, far)
-            score = (f_near * cosegflow.warp(f_far, near.flow)).sum(1)
-            warped = torch.zeros_like(cycle)
+            warped = torch.zeros_like(near.similarity)
             if masks is not None:
-                warped = cosegflow.warp(masks[other].unsqueeze(1), near.flow).squeeze(1) - 0.5
-            sides.append((near.similarity, score, cycle - 0.5, near.confidence - 0.5, warped))
+                warped = cosegflow.warp(masks[other].unsqueeze(1), flow).squeeze(1) - 0.5
+            cycle = _closeness(flow, back)
+            sides.append((near.similarity, _score(f_near, f_far, flow), cycle - 0.5, near.confidence - 0.5, warped))
         similar = standardise(sides[0][0], sides[1][0])
         fitting = standardise(sides[0][1], sides[1][1])
         stacked = []
@@ -353,7 +366,8 @@ class JointModel(nn.Module):
         config = self.config
         fa, fb = pair.features_a, pair.features_b
         free = ab, ba = self.match(pair)
-        foreground = self.find_foreground(pair, free)
+        flows = self.smooth_flow(ab, ba), self.smooth_flow(ba, ab)
+        foreground = self.find_foreground(pair, free, flows)
         done: list[Round] = []
         gate_a: Gate | None = None
         gate_b: Gate | None = None
@@ -370,12 +384,13 @@ class JointModel(nn.Module):
                 gate_a, gate_b = gate_mask(masks[0], *thresholds), gate_mask(masks[1], *thresholds)
                 if config.gating:
                     ab, ba = self.match(pair, gate_a, gate_b, free)
+                    flows = self.smooth_flow(ab, ba, gate_a), self.smooth_flow(ba, ab, gate_b)
             if isinstance(self.decoder, PaperDecoder):
                 logits = self._decode_paper(self.decoder, pair, (gate_a, gate_b))
             else:
                 # The cues of similarity stay those of the free matching: a dropped pixel can come back.
                 seen = ab._replace(similarity=free[0].similarity), ba._replace(similarity=free[1].similarity)
-                cues = self._cues(*seen, fa, fb, masks, foreground)
+                cues = self._cues(*seen, fa, fb, (flows[0].detach(), flows[1].detach()), masks, foreground)
                 logits = self.decoder(projected[0], cues[0]), self.decoder(projected[1], cues[1])
-            done.append(Round(ab, ba, logits[0], logits[1], gate_a, gate_b))
+            done.append(Round(ab, ba, logits[0], logits[1], gate_a, gate_b, *flows))
         return JointOutput(tuple(done), fa, fb, foreground, pair)

@@ -150,12 +150,15 @@ class JointModule(lightning.LightningModule):
             for logits, found in zip((stage.logits_a, stage.logits_b), output.foreground, strict=True):
                 coarse = to_grid(logits.float(), spatial_size(found.soft))
                 add("foreground", losses.mask_supervision(coarse, found.soft))
-            sides = ((stage.ab.flow, stage.ba.flow, mask_a, mask_b), (stage.ba.flow, stage.ab.flow, mask_b, mask_a))
-            for flow, back, mask, other in sides:
+            sides = (
+                (stage.ab.flow, stage.ba.flow, stage.flow_ab, mask_a, mask_b),
+                (stage.ba.flow, stage.ab.flow, stage.flow_ba, mask_b, mask_a),
+            )
+            for flow, back, smooth, mask, other in sides:
                 weight = mask.detach()
                 add("cycle", losses.cycle_consistency(flow, back, weight, unit))
                 add("smoothness", losses.flow_smoothness(flow, weight, unit))
-                add("task", losses.task_consistency(mask, other, flow))
+                add("task", losses.task_consistency(mask, other, smooth))
             if task != "match-only":
                 for image, soft in ((batch.image_a, soft_a), (batch.image_b, soft_b)):
                     small = F.interpolate(image, size=soft.shape[-2:], mode="area")

@@ -60,13 +60,13 @@ def _assemble(
     )
 
 
-def _of_round(model: JointModel, stage: Round, output: JointOutput, image_a: Tensor, image_b: Tensor) -> Prediction:
+def _of_round(stage: Round, output: JointOutput, image_a: Tensor, image_b: Tensor) -> Prediction:
     masks = tuple(
         torch.sigmoid(_full(logits, spatial_size(image)))
         for logits, image in ((stage.logits_a, image_a), (stage.logits_b, image_b))
     )
     grid_b = spatial_size(output.features_b)
-    return _assemble(model.smooth_flow(stage), stage.ab.confidence, grid_b, (masks[0], masks[1]), image_a, image_b)
+    return _assemble(stage.flow_ab, stage.ab.confidence, grid_b, (masks[0], masks[1]), image_a, image_b)
 
 
 @torch.no_grad()
@@ -76,14 +76,14 @@ def predict(model: JointModel, image_a: Tensor, image_b: Tensor) -> Prediction:
     A model that is not trained yet matches pretrained descriptors and segments by `foreground` alone.
     """
     output = model(_shrink(image_a, model.config), _shrink(image_b, model.config))
-    return _of_round(model, output.rounds[-1], output, image_a, image_b)
+    return _of_round(output.rounds[-1], output, image_a, image_b)
 
 
 @torch.no_grad()
 def predict_rounds(model: JointModel, image_a: Tensor, image_b: Tensor, rounds: int) -> list[Prediction]:
     """`predict` after 0, 1, ..., `rounds` gated rounds, from one pass."""
     output = model(_shrink(image_a, model.config), _shrink(image_b, model.config), rounds)
-    return [_of_round(model, stage, output, image_a, image_b) for stage in output.rounds]
+    return [_of_round(stage, output, image_a, image_b) for stage in output.rounds]
 
 
 @torch.no_grad()

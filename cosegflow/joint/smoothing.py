@@ -65,9 +65,8 @@ def locally_affine(flow: Tensor, weight: Tensor, sigma: float, ridge: float = RI
     return torch.stack(values, 1)
 
 
-@torch.no_grad()
 def robust_flow(flow: Tensor, weight: Tensor, cell: float) -> Tensor:
-    """The smoothed flow; no gradient.
+    """The smoothed flow; gradients flow to `flow` through the last fit, whose weights are constants.
 
     Args:
         flow: (B, 2, H, W), cells.
@@ -78,9 +77,9 @@ def robust_flow(flow: Tensor, weight: Tensor, cell: float) -> Tensor:
         (B, 2, H, W), cells.
     """
     sigma, outlier = SIGMA / cell, OUTLIER / cell
-    weight = weight + LEAST
-    fit = locally_affine(flow, weight, sigma)
-    for _ in range(ITERATIONS):
-        off = (flow - fit).square().sum(1) / outlier**2
-        fit = locally_affine(flow, weight / (1 + off) ** 2, sigma)
-    return fit
+    with torch.no_grad():
+        start = robust = weight + LEAST
+        for _ in range(ITERATIONS):
+            off = (flow - locally_affine(flow, robust, sigma)).square().sum(1) / outlier**2
+            robust = start / (1 + off) ** 2
+    return locally_affine(flow, robust, sigma)
