@@ -14,7 +14,7 @@ from cosegflow.data.pair import Pair
 from cosegflow.data.training import TrainingSample
 from cosegflow.joint import module as module_file
 from cosegflow.joint.callbacks import KeepCheckpoints
-from cosegflow.joint.config import LossWeights, Task, TrainConfig
+from cosegflow.joint.config import IDLE_LOSSES, LossWeights, Task, TrainConfig
 from cosegflow.joint.model import ModelConfig
 from cosegflow.joint.module import SCORE, JointModule
 from cosegflow.joint.self_supervision import random_colours, random_flow
@@ -74,6 +74,47 @@ def test_an_exact_matching_of_the_known_warp_costs_nothing(monkeypatch):
             patch.setattr(module.model, "match", lambda *_, free=free: free)
             terms = module.loss_terms(samples, output)
         assert float(terms["known_flow"]) == pytest.approx(cost, abs=1e-6)
+
+
+@torch.no_grad()
+def test_pasting_teaches_the_mask_of_the_pasted_photograph(monkeypatch: pytest.MonkeyPatch):
+    """`pasted` compares with the warped mask of the foreground: all of it here, and nothing where there is none."""
+    module, samples = make(pasted=1.0), batch()
+    output = module.model(samples.image_a, samples.image_b, 0)
+    for seen in (9.0, -9.0):
+        logits = torch.full((2, 16, 16), seen)
+        stage = output.rounds[-1]._replace(logits_a=logits, logits_b=logits)
+        for said in (9.0, -9.0):
+            guess = output._replace(rounds=(output.rounds[0]._replace(logits_a=torch.full((2, 16, 16), said)),))
+            with monkeypatch.context() as patch:
+                patch.setattr(module.model, "refine", lambda *_, guess=guess: guess)
+                value = float(module._self_supervised(samples, output, stage)["pasted"])
+            assert value == pytest.approx(0.0 if seen == said else 9.0, abs=1e-3)
+
+
+@torch.no_grad()
+def test_what_a_task_does_not_know_changes_none_of_its_losses():
+    """coseg-only: the flow of the matching; match-only: the masks."""
+    samples = batch()
+    for task in ("joint", "coseg-only", "match-only"):
+        weights = LossWeights(**dict.fromkeys(NONE, 1.0))
+        module = JointModule(MODEL, TrainConfig(task=task, weights=weights, contrast_size=32))  # type: ignore[arg-type]
+        output = module.model(samples.image_a, samples.image_b, 0)
+        stage = output.rounds[0]
+        ab, ba = (m._replace(flow=m.flow + 1.0, confidence=1 - m.confidence) for m in (stage.ab, stage.ba))
+        smooth = {"flow_ab": stage.flow_ab + 1.0, "flow_ba": stage.flow_ba + 1.0}
+        plain, moved, masked = (
+            module.loss_terms(samples, output._replace(rounds=(s,)))
+            for s in (
+                stage,
+                stage._replace(ab=ab, ba=ba, **smooth),
+                stage._replace(logits_a=-stage.logits_a, logits_b=-stage.logits_b),
+            )
+        )
+        wanted = set(NONE) - IDLE_LOSSES[task] - {"transitivity"}  # there is no third photograph
+        assert set(plain) == set(moved) == set(masked) == wanted
+        assert (plain == moved) == (task == "coseg-only")
+        assert (plain == masked) == (task == "match-only")
 
 
 def test_descriptors_get_a_tenth_of_the_score_gradient():

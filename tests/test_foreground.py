@@ -126,36 +126,35 @@ def overlap(found: Foreground, mask: Tensor) -> Tensor:
     return (seen & mask).flatten(1).sum(1) / (seen | mask).flatten(1).sum(1)
 
 
-@pytest.mark.parametrize("with_flow", [False, True])
-def test_the_common_object_is_found(with_flow: bool):
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_common_object_is_found(share: float):
     semantic, fine, similarity, masks = scene(4)
-    closeness = None
-    if with_flow:
-        closeness = masks[0].float() * 0.8 + 0.1, masks[1].float() * 0.8 + 0.1
-    found = common_foreground(semantic, fine, similarity, closeness)
+    found = common_foreground(semantic, fine, similarity, share)
     for side, mask, size in zip(found, masks, SIZES, strict=True):
         assert side.cues.shape == (4, 3, *size) and side.soft.shape == (4, *size)
         assert float(side.soft.min()) > 0 and float(side.soft.max()) < 1
         assert float(overlap(side, mask).min()) > 0.8
 
 
-def test_the_matching_helps_where_it_stands_out():
-    """Semantic features that say nothing: only a similarity that stands out tells the object."""
+def test_the_matching_is_evidence_of_the_object():
+    """Semantic features that say nothing: only the evidence tells the object, and only by its share."""
     semantic, fine, similarity, masks = scene(4)
     blind = torch.randn_like(semantic[0]), torch.randn_like(semantic[1])
     sharp = similarity[0] + 2.0 * masks[0], similarity[1] + 2.0 * masks[1]
-    flat = torch.full_like(similarity[0], 0.5), torch.full_like(similarity[1], 0.5)
-    seen = torch.cat([overlap(f, m) for f, m in zip(common_foreground(blind, fine, sharp), masks, strict=True)])
-    unseen = torch.cat([overlap(f, m) for f, m in zip(common_foreground(blind, fine, flat), masks, strict=True)])
-    assert float(seen.min()) > 0.8
-    assert float(unseen.mean()) < 0.5
+
+    def overlaps(share: float) -> Tensor:
+        found = common_foreground(blind, fine, sharp, share)
+        return torch.cat([overlap(side, mask) for side, mask in zip(found, masks, strict=True)])
+
+    assert float(overlaps(3.0).min()) > 0.8
+    assert float(overlaps(0.0).mean()) < 0.5
 
 
 def test_cues_are_standardised_over_the_pair():
     """On grids that are all alike each cue exactly; from a coarser grid energy and prototype about."""
     for factor in (1, 2):
         semantic, fine, similarity, _ = scene(2, factor=factor)
-        found = common_foreground(semantic, fine, similarity)
+        found = common_foreground(semantic, fine, similarity, 1.0)
         both = torch.cat([side.cues.flatten(2) for side in found], 2)
         tolerance = torch.tensor([1e-4] * 3 if factor == 1 else [0.15, 0.15, 1e-4])
         assert bool((both.mean(2).abs() <= tolerance).all())
@@ -166,19 +165,19 @@ def test_grids_of_the_matching_may_differ():
     """Stride 4: the similarity is twice as fine as the cues."""
     semantic, fine, similarity, masks = scene(2)
     grown = [F.interpolate(s[:, None], scale_factor=2.0, mode="nearest")[:, 0] for s in similarity]
-    found = common_foreground(semantic, fine, (grown[0], grown[1]), (grown[0], grown[1]))
+    found = common_foreground(semantic, fine, (grown[0], grown[1]), 1.0)
     assert all(float(overlap(side, mask).min()) > 0.8 for side, mask in zip(found, masks, strict=True))
 
 
 def test_a_pair_alone_gives_what_it_gives_in_a_batch():
     semantic, fine, similarity, _ = scene(3)
-    together = common_foreground(semantic, fine, similarity, similarity)
+    together = common_foreground(semantic, fine, similarity, 1.0)
     for i in range(3):
 
         def one(pair: Pair, i: int = i) -> Pair:
             return pair[0][i : i + 1], pair[1][i : i + 1]
 
-        alone = common_foreground(one(semantic), one(fine), one(similarity), one(similarity))
+        alone = common_foreground(one(semantic), one(fine), one(similarity), 1.0)
         for side, single in zip(together, alone, strict=True):
             torch.testing.assert_close(side.cues[i : i + 1], single.cues, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(side.soft[i : i + 1], single.soft, rtol=1e-4, atol=1e-4)
@@ -186,8 +185,8 @@ def test_a_pair_alone_gives_what_it_gives_in_a_batch():
 
 def test_exchanging_the_photographs_exchanges_the_cues():
     semantic, fine, similarity, _ = scene(2)
-    found = common_foreground(semantic, fine, similarity, similarity)
-    swapped = common_foreground(semantic[::-1], fine[::-1], similarity[::-1], similarity[::-1])
+    found = common_foreground(semantic, fine, similarity, 1.0)
+    swapped = common_foreground(semantic[::-1], fine[::-1], similarity[::-1], 1.0)
     for side, other in zip(found, swapped[::-1], strict=True):
         torch.testing.assert_close(side.cues, other.cues, rtol=1e-3, atol=1e-3)
 
@@ -197,7 +196,7 @@ def test_no_gradient():
     for pair in (semantic, fine, similarity):
         for x in pair:
             x.requires_grad_()
-    for side in common_foreground(semantic, fine, similarity, similarity):
+    for side in common_foreground(semantic, fine, similarity, 1.0):
         assert not side.cues.requires_grad and not side.soft.requires_grad
 
 
@@ -206,5 +205,15 @@ def test_flat_photographs_stay_finite():
     semantic = torch.ones(1, 4, 1, 1), torch.ones(1, 4, 1, 1)
     fine = torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     flat = torch.ones(1, 2, 2), torch.ones(1, 2, 2)
-    for side in common_foreground(semantic, fine, flat, flat):
+    for side in common_foreground(semantic, fine, flat, 1.0):
         assert bool(torch.isfinite(side.cues).all()) and bool(torch.isfinite(side.soft).all())
+
+
+def test_autocast_finds_the_same():
+    semantic, fine, similarity, masks = scene(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = common_foreground(semantic, fine, similarity, 1.0)
+    for side, expected, mask in zip(found, common_foreground(semantic, fine, similarity, 1.0), masks, strict=True):
+        assert side.cues.dtype == side.soft.dtype == torch.float32
+        torch.testing.assert_close(side.cues, expected.cues, rtol=0, atol=0.05)
+        assert float(overlap(side, mask).min()) > 0.8

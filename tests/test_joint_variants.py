@@ -196,21 +196,44 @@ def test_without_cues_of_flow_masks_see_none(monkeypatch: pytest.MonkeyPatch):
 @torch.no_grad()
 def test_predicted_flow_is_the_smoothed_one():
     images = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
-    last = reading(TINY)(*images, 1).rounds[-1]
+    model = reading(replace(TINY, rounds=1))
+    first, last = model(*images).rounds
     changes: dict[str, dict] = {
         "default": {}, "off": {"smoothing": False}, "ungated": {"gating": False},
         "parametric": {"matcher": "parametric"},
     }  # fmt: skip
-    smooth = {name: JointModel(replace(TINY, **change)).smooth_flow(last) for name, change in changes.items()}
+    smooth = {
+        name: JointModel(replace(TINY, **change)).smooth_flow(last.ab, last.ba, last.gate_a)
+        for name, change in changes.items()
+    }
     assert torch.equal(smooth["off"], last.ab.flow) and torch.equal(smooth["parametric"], last.ab.flow)
-    assert smooth["default"].shape == last.ab.flow.shape
-    assert not torch.equal(smooth["default"], last.ab.flow) and not torch.equal(smooth["default"], smooth["ungated"])
-    torch.testing.assert_close(JointModel(TINY).smooth_flow(last._replace(gate_a=None)), smooth["ungated"])
+    assert torch.equal(smooth["default"], last.flow_ab) and not torch.equal(last.flow_ab, last.ab.flow)
+    assert not torch.equal(smooth["default"], smooth["ungated"])
+    assert torch.equal(model.smooth_flow(last.ab, last.ba), smooth["ungated"])
+    assert torch.equal(first.flow_ab, model.smooth_flow(first.ab, first.ba))
+    assert torch.equal(last.flow_ba, model.smooth_flow(last.ba, last.ab, last.gate_b))
     for smoothing in (True, False):
         model = reading(replace(TINY, smoothing=smoothing, rounds=1))
-        expected = smooth["default" if smoothing else "off"]
+        flow = model(*images).rounds[-1]
+        expected = flow.flow_ab if smoothing else flow.ab.flow
         expected = cosegflow.resize_flow(expected, (64, 64), (64, 64), from_size_b=(8, 8))
         torch.testing.assert_close(predict(model, *images).flow_ab, expected)
+
+
+@torch.no_grad()
+def test_smoothing_trusts_matches_that_come_back():
+    """A match whose way back leads elsewhere does not draw its neighbours along."""
+    ab, ba = JointModel(TINY)(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64), 0).rounds[0][:2]
+    still = torch.zeros(1, 2, 8, 8)
+    drawn = still.clone()
+    drawn[:, 0, 3:5, 3:5] = 1.0  # no outlier by its size; from where it leads nothing returns
+    sure = torch.ones(1, 8, 8)
+    near, far = ab._replace(flow=drawn, confidence=sure), ba._replace(flow=still, confidence=sure)
+    strict = JointModel(TINY).smooth_flow(near, far)
+    back = still.clone()
+    back[:, 0, 3:5, 4:6] = -1.0
+    lax = JointModel(TINY).smooth_flow(near, far._replace(flow=back))
+    assert float(strict.abs().max()) < 0.5 * float(lax.abs().max())
 
 
 @torch.no_grad()

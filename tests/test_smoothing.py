@@ -131,6 +131,24 @@ def test_trusting_nothing_is_trusting_all_alike():
     torch.testing.assert_close(nothing, all_, rtol=1e-3, atol=1e-3)
 
 
-def test_no_gradient():
-    flow = torch.randn(1, 2, 5, 5, requires_grad=True)
-    assert not robust_flow(flow, torch.ones(1, 5, 5), CELL).requires_grad
+def test_gradients_reach_the_flow_through_the_last_fit():
+    """Its weights are constants: a fit of constant weights is linear in the flow, and the gradient is its transpose."""
+    flow = torch.randn(1, 2, 6, 7, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(1, 6, 7, dtype=torch.float64, requires_grad=True)
+    found = robust_flow(flow, weight, CELL)
+    cotangent = torch.randn_like(found)
+    grad, none = torch.autograd.grad(found, (flow, weight), cotangent, allow_unused=True)
+    assert none is None and bool(torch.isfinite(grad).all())
+    torch.testing.assert_close((grad * flow).sum(), (cotangent * found).sum())
+    moved = torch.full((1, 2, 6, 7), 1.5, dtype=torch.float64)  # a shift of all matches shifts every fit
+    torch.testing.assert_close((grad * moved).sum(), (cotangent * 1.5).sum())
+
+
+def test_autocast_changes_nothing():
+    """Validation of a bf16-mixed run: moments in bfloat16 would not tell a fit from noise."""
+    flow, weight = affine_flow(20, 24), torch.rand(2, 20, 24)
+    expected = robust_flow(flow, weight, CELL)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = robust_flow(flow, weight, CELL)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
