@@ -25,6 +25,7 @@ from cosegflow.data.training import TrainingSamples, collate_training
 from cosegflow.joint import fit as fit_module
 from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, load_training_state
 from cosegflow.joint.config import IDLE_LOSSES, DataConfig, FitConfig, LossWeights, TrainConfig
+from cosegflow.joint.fit import model_of_task
 from cosegflow.joint.fit_data import VALIDATION_SEED, FitData, StepBatches
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.module import JointModule
@@ -69,7 +70,7 @@ def test_losses_do_not_depend_on_how_samples_are_batched(photographs: Path):
     """The mean of two half batches is the whole batch: what DDP averages is what one process computes."""
     source = open_training_source("folder", photographs)
     samples = TrainingSamples(source, seed=0, size=64, triplets=True)
-    weights = replace(LossWeights(), transitivity=1.0)
+    weights = LossWeights(**dict.fromkeys(vars(LossWeights()), 1.0))
     module = JointModule(MODEL, TrainConfig(weights=weights, contrast_size=32))
 
     def terms(numbers: range) -> dict[str, torch.Tensor]:
@@ -320,7 +321,43 @@ def test_each_loss_alone_trains(task: str, photographs: Path):
         moved = [p.grad for p in module.parameters() if p.requires_grad and p.grad is not None]
         assert moved and all(bool(torch.isfinite(g).all()) for g in moved)
         assert name == "area" or max(float(g.abs().max()) for g in moved) > 0, name
-        assert (len(output.rounds) == 1) == (task == "match-only"), "without masks nothing gates"
+        assert (len(output.rounds) == 1) == (task != "joint"), "alone, a task has nothing to refine"
+
+
+def test_a_trained_model_uses_what_its_task_learns():
+    model = replace(MODEL, rounds=3)
+    assert model_of_task(model, "joint") == model
+    assert model_of_task(model, "match-only") == replace(model, rounds=0)
+    assert model_of_task(model, "coseg-only") == replace(model, rounds=0, flow_cues=False)
+
+
+@pytest.mark.parametrize("task", ["match-only", "coseg-only"])
+def test_the_model_of_a_task_alone(task: str, tmp_path: Path, photographs: Path):
+    """What is written is used as its task means, without being told."""
+    assert cli.main(fit_options(photographs, tmp_path / "run", "--train.steps", 2, "--train.task", task)) == 0
+    model = JointModel.from_pretrained(tmp_path / "run")
+    assert model.config.rounds == 0 and model.config.flow_cues == (task != "coseg-only")
+    lightning.seed_everything(0, verbose=False)
+    start = JointModel(model.config).state_dict()
+    moved = {
+        name.partition(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, start[name])
+    }
+    assert moved == ({"decoder"} if task == "coseg-only" else {"adapter", "tail"})
+    output = model(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64))
+    assert len(output.rounds) == 1 and output.rounds[0].gate_a is None
+
+
+def test_exact_supervision_through_the_command(tmp_path: Path, photographs: Path, capsys):
+    """On composed samples alone it trains; photographs have no truth, which one line says."""
+    exact = ("--train.steps", 2, "--train.supervision", "exact")
+    stamps = ["fit", *TINY, "--data.dataset", "stamps", "--data.root", "none", *map(str, exact)]
+    for options in (
+        fit_options(photographs, tmp_path / "run", *exact),
+        [*stamps, "--data.photographs", str(photographs), "--out", str(tmp_path / "run")],
+    ):
+        assert cli.main(options) == 2
+        assert "train.supervision: 'exact' needs data.dataset stamps" in one_line(capsys)
+    assert cli.main([*stamps, "--data.photographs", "null", "--out", str(tmp_path / "stamps")]) == 0
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(
