@@ -123,13 +123,14 @@ def test_exact_losses_know_the_units():
     mask[:, 8:56, 4:44] = True
     image = torch.rand(1, 3, 64, 64)
     batch = TrainingSample(image, image, None, image, ("x",), torch.tensor([0]))
-    batch = batch._replace(truth=Truth(mask, mask, flow * valid[:, None], valid))
+    masks = mask, mask.flip(2)
+    batch = batch._replace(truth=Truth(*masks, flow * valid[:, None], valid))
     output = module.model(image, image, 0)
     cells = torch.tensor([2.0, -1.0]).reshape(1, 2, 1, 1).expand(1, 2, 8, 8)
-    logits = 30 * (2 * to_grid(mask.float(), (16, 16)) - 1)
+    logits_a, logits_b = (30 * (2 * to_grid(m.float(), (16, 16)) - 1) for m in masks)
     for wrong, cost in ((0.0, 0.0), (1.0, (2 + 0.25) ** 0.5 - 0.5)):
         stage = output.rounds[0]
-        stage = stage._replace(ab=stage.ab._replace(flow=cells + wrong), logits_a=logits, logits_b=logits)
+        stage = stage._replace(ab=stage.ab._replace(flow=cells + wrong), logits_a=logits_a, logits_b=logits_b)
         terms = module.exact_terms(batch, output._replace(rounds=(stage,)))
         assert float(terms["known_flow"].detach()) == pytest.approx(cost, abs=1e-5)
         assert float(terms["masks"].detach()) <= 1e-6

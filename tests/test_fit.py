@@ -26,7 +26,7 @@ from cosegflow.joint import fit as fit_module
 from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, load_training_state
 from cosegflow.joint.config import IDLE_LOSSES, DataConfig, FitConfig, LossWeights, TrainConfig
 from cosegflow.joint.fit import model_of_task
-from cosegflow.joint.fit_data import VALIDATION_SEED, FitData, StepBatches
+from cosegflow.joint.fit_data import VALIDATION_SEED, FitData, StepBatches, find_photographs
 from cosegflow.joint.model import JointModel, ModelConfig
 from cosegflow.joint.module import JointModule
 from cosegflow.joint.self_supervision import random_flow
@@ -345,6 +345,23 @@ def test_the_model_of_a_task_alone(task: str, tmp_path: Path, photographs: Path)
     assert moved == ({"decoder"} if task == "coseg-only" else {"adapter", "tail"})
     output = model(torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64))
     assert len(output.rounds) == 1 and output.rounds[0].gate_a is None
+
+
+def test_photographs_beside_the_stamps(tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch):
+    """auto is Caltech-101 where it lies beside the stamps; else there are none, as where the stamps are "none"."""
+    assert find_photographs(DataConfig(photographs=tmp_path)) == tmp_path
+    assert find_photographs(DataConfig(photographs=None)) is None
+    monkeypatch.setenv("COSEGFLOW_DATA", str(tmp_path))
+    assert find_photographs(DataConfig()) is None
+    beside = tmp_path / "Caltech-101" / "101_ObjectCategories"
+    draw_folder(beside)
+    assert find_photographs(DataConfig()) == find_photographs(DataConfig(root=tmp_path)) == beside
+    assert find_photographs(DataConfig(root=Path("none"))) is None
+    assert find_photographs(DataConfig(root=photographs)) is None
+    data = FitData(DataConfig(root=Path("none"), photographs=photographs, size=32), 0)
+    assert [data.samples[n].category in ("kind0", "kind1") for n in range(4)] == [False, True, False, True]
+    with pytest.raises(ValueError, match="photographs: only stamps are mixed with them, got dataset 'folder'"):
+        DataConfig(dataset="folder", photographs=photographs)
 
 
 def test_exact_supervision_through_the_command(tmp_path: Path, photographs: Path, capsys):

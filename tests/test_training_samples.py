@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from cosegflow.data import DatasetError, TrainingSample, TrainingSamples, collate_training, open_training_source
 from cosegflow.data.augment import change_colours, random_crop, square_view
 from cosegflow.data.cache import PhotographCache
+from cosegflow.data.mixed import MixedSource
 from cosegflow.data.photograph_source import PhotographSource
 
 CATEGORIES = {"cat [1]": 4, "dog": 3, "two words": 5}
@@ -200,6 +201,24 @@ def test_stamps_as_a_source():
     assert not torch.equal(sample.image_a, sample.image_b) and not torch.equal(sample.image_b, sample.image_c)
     held_out = open_training_source("stamps", "none", split="test")
     assert held_out.epoch_length != samples.epoch_length
+
+
+def test_sources_in_turn(tmp_path: Path):
+    """Stamps and photographs: each sample is that of its source, under its own number."""
+    stamps = open_training_source("stamps", "none")
+    folder = open_training_source("folder", photographs(tmp_path, {**CATEGORIES, "pair": 2}))
+    with pytest.warns(UserWarning, match="fewer than 3 photographs"):
+        samples = TrainingSamples(MixedSource([stamps, folder]), seed=4, size=16, triplets=True)
+    alone = [TrainingSamples(source, seed=4, size=16, triplets=True) for source in (stamps, folder.with_at_least(3))]
+    for number in (0, 1, 6, 7, 2001):
+        assert same(samples[number], alone[number % 2][number // 2]._replace(number=number))
+    assert samples.epoch_length == 2 * max(source.epoch_length for source in alone)
+    mixed = TrainingSamples(MixedSource([stamps, folder]), seed=4, size=16, truth=True)
+    assert mixed[2].truth is not None
+    with pytest.raises(DatasetError, match="folder: has no exact flow"):
+        mixed[3]
+    with pytest.raises(DatasetError, match="at least 2 photographs"):
+        MixedSource([stamps, PhotographSource("x", {})]).with_at_least(2)
 
 
 REAL = (
