@@ -173,6 +173,17 @@ def exact_flow(warp_a: SmoothWarp, warp_b: SmoothWarp, opacity_a: Array, opacity
     return flow.T.reshape(2, *size), valid.reshape(size)
 
 
+def _scatter(rng: np.random.Generator, canvas: Array, stamps: Sequence[Stamp], count: int) -> Array:
+    """The canvas (H, W, 3) with `count` of the stamps on it, small, each drawn anew."""
+    size = (canvas.shape[0], canvas.shape[1])
+    for _ in range(count):
+        stamp = stamps[int(rng.integers(len(stamps)))]
+        warp = random_warp(rng, stamp.rgba.shape[:2], size, extent=(0.25, 0.5), wobble=0)
+        colour, opacity = render(stamp.rgba, warp, size, rng.uniform(0.4, 1.0))
+        canvas = canvas * (1 - opacity[..., None]) + colour
+    return canvas
+
+
 def compose_image(
     rng: np.random.Generator,
     stamp: Stamp,
@@ -192,19 +203,21 @@ def compose_image(
         apart, count = rng, int(rng.integers(distractors + 1)) if others else 0
     else:
         apart, count = np.random.default_rng(int(rng.integers(2**63))), clutter if others else 0
-    for _ in range(count):
-        other = others[int(apart.integers(len(others)))]
-        warp = random_warp(apart, other.rgba.shape[:2], size, extent=(0.25, 0.5), wobble=0)
-        colour, opacity = render(other.rgba, warp, size, apart.uniform(0.4, 1.0))
-        canvas = canvas * (1 - opacity[..., None]) + colour
+    canvas = _scatter(apart, canvas, others, count)
     warp = random_warp(rng, stamp.rgba.shape[:2], size)
     colour, opacity = render(stamp.rgba, warp, size, rng.uniform(0.4, 1.0))
     return _finish(rng, canvas * (1 - opacity[..., None]) + colour), opacity, warp
 
 
-def compose_ground(rng: np.random.Generator, photo: npt.NDArray[np.uint8], size: tuple[int, int]) -> torch.Tensor:
-    """A part of a photograph (h, w, 3) alone, finished as composed images are; (3, H, W) float32 in [0, 1]."""
-    return _finish(rng, _crop(rng, photo, size))
+def compose_ground(
+    rng: np.random.Generator, photo: npt.NDArray[np.uint8], others: Sequence[Stamp], size: tuple[int, int]
+) -> torch.Tensor:
+    """A part of a photograph (h, w, 3) with one to three of `others` on it, finished as composed images are.
+
+    Returns (3, H, W) float32 in [0, 1].
+    """
+    count = int(rng.integers(1, 4)) if others else 0
+    return _finish(rng, _scatter(rng, _crop(rng, photo, size), others, count))
 
 
 def compose_pair(

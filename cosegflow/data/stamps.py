@@ -45,7 +45,7 @@ class StampPairs(PairDataset):
 
 
 class StampSource:
-    """Composed training samples: two or three images of one stamp, and a background alone."""
+    """Composed training samples: two or three images of one stamp, and a background with other things on it."""
 
     def __init__(self, library: Library) -> None:
         self.name, self.library = NAME, library
@@ -72,7 +72,7 @@ class StampSource:
         count = 3 if triplets else 2
         composed = [compose_image(rng, stamp, photo, others, (size, size)) for photo in chosen[:count]]
         images = [image for image, _, _ in composed]
-        ground = compose_ground(rng, chosen[3], (size, size))
+        ground = compose_ground(rng, chosen[3], others, (size, size))
         third = images[2] if triplets else None
         known = None
         if truth:

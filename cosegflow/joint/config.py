@@ -8,6 +8,8 @@ from cosegflow.joint.model import ModelConfig
 
 Task = Literal["joint", "match-only", "coseg-only"]
 
+AUTO = Path("auto")
+
 IDLE_LOSSES: dict[str, frozenset[str]] = {
     "joint": frozenset(),
     "match-only": frozenset(("foreground", "pasted", "rejection", "price", "area", "task", "contrast", "edges")),
@@ -22,31 +24,31 @@ IDLE_LOSSES: dict[str, frozenset[str]] = {
 class LossWeights:
     """A weight for each loss; 0 leaves it out. docs/joint.md says how they were found."""
 
-    matching: float = 20.0
+    matching: float = 2.0
     """foreground-guided matching"""
-    rejection: float = 10.0
+    rejection: float = 1.0
     """what is called background should not match (against collapse)"""
-    price: float = 30.0
+    price: float = 3.0
     """each foreground pixel costs (against collapse)"""
     cycle: float = 1.0
     """cycle consistency"""
-    foreground: float = 1.0
+    foreground: float = 10.0
     """the mask follows the pair's common foreground, found without training"""
-    pasted: float = 0.0
+    pasted: float = 3.0
     """the mask of an object that was cut out by its mask and pasted elsewhere"""
-    task: float = 0.05
+    task: float = 0.2
     """the mask of b, warped, agrees with the mask of a"""
     contrast: float = 0.05
     """perceptual contrast of foreground and background"""
-    smoothness: float = 0.1
+    smoothness: float = 0.0
     """smoothness of the flow on the foreground"""
     edges: float = 0.5
     """mask edges lie on edges of the photograph"""
-    area: float = 1.0
+    area: float = 0.0
     """the mask is neither nothing nor everything (against collapse)"""
-    equivariance: float = 0.5
+    equivariance: float = 1.0
     """descriptors follow a known warp"""
-    known_flow: float = 1.0
+    known_flow: float = 2.0
     """the flow of a known warp"""
     transitivity: float = 0.0
     """a to b to c to a comes back; needs data.triplets"""
@@ -66,7 +68,7 @@ class TrainConfig:
     supervision: Literal["none", "exact"] = "none"
     """exact: the composer's flow and masks teach, of stamps only; what the lack of annotation costs"""
     weights: LossWeights = field(default_factory=LossWeights)
-    steps: int = 200
+    steps: int = 600
     """optimiser steps in all"""
     epochs: float | None = None
     """passes over the photographs, instead of steps"""
@@ -74,9 +76,9 @@ class TrainConfig:
     """sgd has no momentum and takes the same learning rates"""
     learning_rate: float = 2e-3
     """of the mask decoder"""
-    adapter_learning_rate: float = 2e-4
+    adapter_learning_rate: float = 1e-3
     """of the adapter of the descriptors, and of the parametric matcher"""
-    tail_learning_rate: float = 3e-4
+    tail_learning_rate: float = 6e-4
     """of the backbone's last stage"""
     weight_decay: float = 1e-4
     """of adamw"""
@@ -88,13 +90,13 @@ class TrainConfig:
     """the masked images of the contrast loss are reduced to this square, a multiple of 16"""
     equivariance_beta: float = 20.0
     """inverse temperature of the loss equivariance"""
-    rotation: float = 45.0
+    rotation: float = 70.0
     """largest angle of the known warps, in degrees"""
     jitter: float = 1.0
     """strength of the change of colours of the warped photograph; 0 changes nothing"""
     level: float = 0.65
     """where between badly and well matched a match begins to pay"""
-    score_gradient: float = 0.1
+    score_gradient: float = 1.0
     """the part of the gradient of matching and rejection that goes on to the descriptors"""
     gradient_clip: float = 1.0
     """largest norm of the gradient; 0 does not clip"""
@@ -148,6 +150,9 @@ class DataConfig:
     """name of the data set; folder is a folder of photographs for each category"""
     root: Path | None = None
     """the data set's folder; null is allowed for stamps only, and looks for them"""
+    photographs: Path | None = AUTO
+    """folder with a folder of photographs for each category, for every other sample beside the stamps; auto is that of
+    Caltech-101 where it lies beside them, null is none"""
     size: int = 240
     """side of the square training images in pixels, a multiple of 16"""
     triplets: bool = False
@@ -162,6 +167,8 @@ class DataConfig:
     """held-out samples in a validation; 0 does not validate"""
 
     def __post_init__(self) -> None:
+        if self.dataset != "stamps" and self.photographs not in (None, AUTO):
+            raise ValueError(f"photographs: only stamps are mixed with them, got dataset {self.dataset!r}")
         if self.size < 16 or self.size % 16:
             raise ValueError(f"size: need a multiple of 16, got {self.size}")
         if self.batch < 1:
@@ -184,6 +191,8 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.train.weights.transitivity > 0 and not self.data.triplets:
             raise ValueError("train.weights.transitivity: needs data.triplets true")
+        if self.train.supervision == "exact" and (self.data.dataset != "stamps" or self.data.photographs is not None):
+            raise ValueError("train.supervision: 'exact' needs data.dataset stamps and data.photographs null")
         if self.train.patience is not None and not self.data.validation:
             raise ValueError("train.patience: needs data.validation above 0")
         if self.model.square and self.data.size != self.model.image_size:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cosegflow.joint.foreground import SHARPNESS
+
 CUES = 8
 DISCRIMINANT = 7
 """The cue that an untrained decoder thresholds."""
@@ -39,8 +41,8 @@ class MaskDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
         with torch.no_grad():  # starts as a soft threshold on the discriminant: the mask without training
             self.skip.weight.zero_()
-            self.skip.weight[0, DISCRIMINANT] = 3.0
-            self.skip.bias.fill_(-2.1)  # type: ignore[union-attr]
+            self.skip.weight[0, DISCRIMINANT] = SHARPNESS
+            self.skip.bias.zero_()  # type: ignore[union-attr]
 
     def project(self, pyramid: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """What the features of strides 4, 8 and 16 say, at strides 8 and 4; the same in every round."""

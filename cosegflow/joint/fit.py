@@ -154,7 +154,7 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
     config = replace(config, model=model_of_task(config.model, config.train.task))
     if resume is not None:
         check_resume(stored_configuration(resume, "--resume"), config, "--resume")
-    data = FitData(config.data, config.train.seed)
+    data = FitData(config.data, config.train.seed, truth=config.train.supervision == "exact")
     local, machines = world_size(config.train)
     world = local * machines
     if 0 < config.data.validation < world:

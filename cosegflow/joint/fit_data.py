@@ -1,17 +1,19 @@
 """The data of a training run: which samples each process takes at each step, and the validation pairs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cosegflow.data.composer import ComposedPairs
+from cosegflow.data.mixed import MixedSource
 from cosegflow.data.pair import collate_pairs
 from cosegflow.data.registry import canonical_name, loader_of, open_training_source
-from cosegflow.data.sources import load_library
+from cosegflow.data.sources import load_library, usual_folders
 from cosegflow.data.training import TrainingSamples, collate_training
-from cosegflow.joint.config import DataConfig
+from cosegflow.joint.config import AUTO, DataConfig
 
 VALIDATION_SEED = 1_000_003
 """Added to the run's seed for validation."""
@@ -48,6 +50,17 @@ class StepLoader(DataLoader):
         """Nothing to load."""
 
 
+def find_photographs(config: DataConfig) -> Path | None:
+    """The folder of photographs by category that the stamps are mixed with; None: none."""
+    if config.photographs != AUTO:
+        return config.photographs
+    if config.root is not None and str(config.root) == "none":
+        return None
+    roots = usual_folders() if config.root is None else [config.root]
+    found = (root / "Caltech-101" / "101_ObjectCategories" for root in roots)
+    return next((folder for folder in found if folder.is_dir()), None)
+
+
 class FitData(lightning.LightningDataModule):
     """Training samples and validation pairs of a `DataConfig`.
 
@@ -58,13 +71,17 @@ class FitData(lightning.LightningDataModule):
         DatasetError: the data cannot be used; it is opened at construction, before any work.
     """
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
+    def __init__(self, config: DataConfig, seed: int, truth: bool = False) -> None:
+        """truth: training samples carry what the composer knows of them."""
         super().__init__()
         self.config, self.steps = config, 0
         name = canonical_name(config.dataset)
         source = open_training_source(name, config.root)
+        photographs = find_photographs(config) if name == "stamps" else None
+        if photographs is not None:
+            source = MixedSource([source, open_training_source("folder", photographs)])
         chosen: dict[str, Any] = {"size": config.size, "triplets": config.triplets}
-        self.samples = TrainingSamples(source, seed=seed, augment=config.augment, **chosen)
+        self.samples = TrainingSamples(source, seed=seed, augment=config.augment, truth=truth, **chosen)
         self.exact = name == "stamps"
         self.held_out: Dataset[Any]
         if self.exact:

@@ -7,7 +7,8 @@
    second time to its own first answer. One linear rule for two photographs: that is co-segmentation, and it follows
    the object's outline better than the coarse features that it learns from.
 
-All cues have mean 0 and standard deviation 1 over the pair. Ours; no gradient flows through them.
+All cues have standard deviation 1 over the pair; energy and prototype have mean 0, the discriminant is 0 where the
+foreground begins. Ours; no gradient flows through them.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import cosegflow
 from cosegflow.joint.losses import match_level
 from cosegflow.joint.standardise import standardise
 
@@ -23,6 +25,9 @@ LEVEL = 0.6
 """Where between the cue's background and its best the foreground begins; see `match_level`."""
 SHARPNESS = 3.0
 """Of the sigmoid around that level, in standard deviations."""
+MATCHING = 0.7
+"""Weight of the matching beside energy and prototype, times `_trust`."""
+USUAL_SPREAD, MOST_TRUST = 0.4, 4.0
 SHRINKAGE = 0.1
 """Added to the diagonal of the covariance, in parts of its mean."""
 
@@ -46,9 +51,46 @@ def _smooth(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return means[0], means[1]
 
 
-def _soften(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _above_level(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both minus the level at which the foreground begins."""
     level = match_level(_over_both(a, b), LEVEL)[:, None, None]
-    return torch.sigmoid(SHARPNESS * (a - level)), torch.sigmoid(SHARPNESS * (b - level))
+    return a - level, b - level
+
+
+def _soften(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = _above_level(a, b)
+    return torch.sigmoid(SHARPNESS * a), torch.sigmoid(SHARPNESS * b)
+
+
+def _trust(evidence: tuple[Tensor, Tensor]) -> Tensor:
+    """How far the matching is evidence of the object, (B, 1, 1): ((q98 - q50) / 0.4)^4, at most 4.
+
+    One thing seen twice stands out from backgrounds that differ; of two things of a kind only parts do, and road
+    matches road as well as wheels match wheels.
+    """
+    quantiles = torch.tensor((0.5, 0.98), device=evidence[0].device)
+    ends = torch.quantile(_over_both(*evidence), quantiles, dim=1)
+    return ((ends[1] - ends[0]) / USUAL_SPREAD).pow(4).clamp(max=MOST_TRUST)[:, None, None]
+
+
+@torch.no_grad()
+def scores_along(a: Tensor, b: Tensor, flow_ab: Tensor, flow_ba: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of a(p) and b(p + flow(p)), and the other way round, after the pair's mean is taken off; float32.
+
+    Args:
+        a, b: (B, C, H, W) and (B, C, H', W').
+        flow_ab, flow_ba: (B, 2, h, w) and (B, 2, h', w'), cells of grids of their own, to which a and b are resized.
+    """
+    grids = flow_ab.shape[-2:], flow_ba.shape[-2:]
+    mean = (a.float().mean((2, 3), keepdim=True) + b.float().mean((2, 3), keepdim=True)) / 2
+    sides = [
+        F.normalize(F.interpolate(x.float() - mean, size=grid, mode="bilinear", align_corners=False), dim=1)
+        for x, grid in zip((a, b), grids, strict=True)
+    ]
+    return (
+        (sides[0] * cosegflow.warp(sides[1], flow_ab)).sum(1),
+        (sides[1] * cosegflow.warp(sides[0], flow_ba)).sum(1),
+    )
 
 
 def _prototype(a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,15 +135,13 @@ def common_foreground(
     semantic: tuple[Tensor, Tensor],
     fine: tuple[Tensor, Tensor],
     evidence: tuple[Tensor, Tensor],
-    share: float,
 ) -> tuple[Foreground, Foreground]:
     """The cues of both photographs of a pair.
 
     Args:
         semantic: (B, c, h', w') each, the backbone's last features.
         fine: (B, C, h, w) each, the features of the discriminant; h, w is the grid of the cues.
-        evidence: (B, H, W) each, any grid: how well each position matches the other photograph.
-        share: weight of the evidence, beside energy and prototype.
+        evidence: (B, H, W) each, any grid: how well each position matches the other photograph, cosines.
     """
     sem = [x.float() for x in semantic]
     feats = [x.float() for x in fine]
@@ -118,12 +158,16 @@ def common_foreground(
 
     energy, likeness = on_grid(energy), on_grid(likeness)
     score = standardise(energy[0] + likeness[0], energy[1] + likeness[1])
-    matched = standardise(*on_grid(_smooth(*evidence)))
+    smooth = _smooth(*evidence)
+    share = MATCHING * _trust(smooth)
+    matched = standardise(*on_grid(smooth))
     score = standardise(score[0] + share * matched[0], score[1] + share * matched[1])
     weight = _soften(*score)
     found = standardise(*discriminant(feats[0], feats[1], *weight))
     weight = _soften(found[0] + score[0], found[1] + score[1])
-    found = standardise(*discriminant(feats[0], feats[1], *weight))
-    soft = _soften(*found)
-    sides = [Foreground(torch.stack((energy[i], likeness[i], found[i]), 1), soft[i]) for i in (0, 1)]
+    found = _above_level(*standardise(*discriminant(feats[0], feats[1], *weight)))
+    sides = [
+        Foreground(torch.stack((energy[i], likeness[i], found[i]), 1), torch.sigmoid(SHARPNESS * found[i]))
+        for i in (0, 1)
+    ]
     return sides[0], sides[1]

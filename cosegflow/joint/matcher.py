@@ -102,6 +102,15 @@ class Matching(NamedTuple):
     """(B, 2, H, W): the flow of the parametric matcher's first stage; None: the matcher has one stage."""
 
 
+class Frozen(NamedTuple):
+    """What training does not change of a photograph's features; no gradient."""
+
+    fine: Tensor
+    """(B, C8 + C16, H/8, W/8): the unit-length features of strides 8 and 16."""
+    last: Tensor
+    """(B, c, H/16, W/16), the last features before they are pooled."""
+
+
 class Encoded(NamedTuple):
     """Two photographs and what is known of them before they are matched."""
 
@@ -113,9 +122,8 @@ class Encoded(NamedTuple):
     features_a: Tensor
     """(B, C, Ha/s, Wa/s), unit length over C."""
     features_b: Tensor
-    semantic_a: Tensor
-    """(B, c, Ha/16, Wa/16), the backbone's last features; no gradient."""
-    semantic_b: Tensor
+    frozen_a: Frozen
+    frozen_b: Frozen
 
 
 def _matching(found: cosegflow.Matches, beta: float | Tensor) -> Matching:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import cosegflow
 from cosegflow.joint.backbones import as_backbone, make_backbone
 from cosegflow.joint.decoder import MaskDecoder
-from cosegflow.joint.foreground import Foreground, common_foreground
-from cosegflow.joint.matcher import Adapter, DenseMatcher, Encoded, Gate, Matching, Pyramid, gate_mask
+from cosegflow.joint.foreground import Foreground, common_foreground, scores_along
+from cosegflow.joint.matcher import Adapter, DenseMatcher, Encoded, Frozen, Gate, Matching, Pyramid, gate_mask
 from cosegflow.joint.paper_decoder import PaperDecoder
 from cosegflow.joint.parametric import ParametricMatcher, correlation_volume
 from cosegflow.joint.smoothing import robust_flow
@@ -134,10 +134,6 @@ def to_grid(mask: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     return F.adaptive_avg_pool2d(mask.unsqueeze(1), (size[0], size[1])).squeeze(1)
 
 
-SCORE_SHARE, BEST_SHARE = 1.0, 0.5
-"""What the matching weighs in `foreground`: the score along the flow, and the best similarity where no flow is seen."""
-
-
 def _closeness(flow: Tensor, back: Tensor) -> Tensor:
     """exp(-(e / u)^2) in (0, 1], (B, H, W): e the error of the flow there and back, u a tenth of the grid's side."""
     unit = 0.1 * max(flow.shape[-2:])
@@ -229,22 +225,28 @@ class JointModel(nn.Module):
                     f"{name}: the decoder 'paper' needs {side} x {side} pixels (image_size), got {got}"
                 )
         if image_a.shape == image_b.shape:  # one batch is faster than two
-            pyramid, semantic = self._levels(torch.cat((image_a, image_b)))
-            halves = [level.chunk(2) for level in (*pyramid, semantic)]
-            (fine_a, fine_b), (middle_a, middle_b), (coarse_a, coarse_b), (semantic_a, semantic_b) = halves
+            pyramid, frozen = self._levels(torch.cat((image_a, image_b)))
+            halves = [level.chunk(2) for level in (*pyramid, *frozen)]
+            (fine_a, fine_b), (middle_a, middle_b), (coarse_a, coarse_b) = halves[:3]
             pyramid_a, pyramid_b = (fine_a, middle_a, coarse_a), (fine_b, middle_b, coarse_b)
+            frozen_a, frozen_b = (Frozen(halves[3][i], halves[4][i]) for i in (0, 1))
         else:
-            (pyramid_a, semantic_a), (pyramid_b, semantic_b) = self._levels(image_a), self._levels(image_b)
+            (pyramid_a, frozen_a), (pyramid_b, frozen_b) = self._levels(image_a), self._levels(image_b)
         fa, fb = self.adapter(pyramid_a, pyramid_b)
-        return Encoded(image_a, image_b, pyramid_a, pyramid_b, fa, fb, semantic_a, semantic_b)
+        return Encoded(image_a, image_b, pyramid_a, pyramid_b, fa, fb, frozen_a, frozen_b)
 
-    def _levels(self, image: Tensor) -> tuple[Pyramid, Tensor]:
-        """The pyramid, and the backbone's last features: of one that has none the adapted ones of stride 16."""
+    def _levels(self, image: Tensor) -> tuple[Pyramid, Frozen]:
+        """The pyramid, and what stays as it was: of a backbone without `semantic` the adapted features of stride 16."""
         with torch.no_grad():
             fine, middle, last = self.backbone.trunk(image)
-            semantic = self.backbone.semantic(last) if hasattr(self.backbone, "semantic") else None
         coarse: Tensor = self.tail(last)
-        return (fine, middle, coarse), coarse.detach() if semantic is None else semantic
+        with torch.no_grad():
+            known = self.backbone.semantic(last) if hasattr(self.backbone, "semantic") else (coarse, coarse)
+            grown = F.interpolate(
+                F.normalize(known[0], dim=1), size=middle.shape[-2:], mode="bilinear", align_corners=False
+            )
+            frozen = Frozen(torch.cat((F.normalize(middle, dim=1), grown), 1), known[1])
+        return (fine, middle, coarse), frozen
 
     def smooth_flow(self, near: Matching, far: Matching, gate: Gate | None = None) -> Tensor:
         """The flow that a matching comes to, (B, 2, H, W), cells: see `smoothing`.
@@ -263,25 +265,18 @@ class JointModel(nn.Module):
         self, pair: Encoded, free: tuple[Matching, Matching], flows: tuple[Tensor, Tensor]
     ) -> tuple[Foreground, Foreground]:
         """What of a pair needs no training, from the ungated matching and its smooth flows; see `foreground`."""
-        fine = []
-        for _, middle, last in (pair.pyramid_a, pair.pyramid_b):
-            grown = F.interpolate(
-                F.normalize(last.detach(), dim=1), size=middle.shape[-2:], mode="bilinear", align_corners=False
-            )
-            fine.append(torch.cat((F.normalize(middle, dim=1), grown), 1))
-        semantic = pair.semantic_a, pair.semantic_b
-        if not self.config.flow_cues:
-            best = free[0].similarity.detach(), free[1].similarity.detach()
-            return common_foreground(semantic, (fine[0], fine[1]), best, BEST_SHARE)
-        fa, fb = pair.features_a.detach(), pair.features_b.detach()
-        scores = _score(fa, fb, flows[0].detach()), _score(fb, fa, flows[1].detach())
-        return common_foreground(semantic, (fine[0], fine[1]), scores, SCORE_SHARE)
+        evidence = (free[0].similarity, free[1].similarity)
+        if self.config.flow_cues:
+            evidence = scores_along(pair.frozen_a.fine, pair.frozen_b.fine, *flows)
+        return common_foreground(
+            (pair.frozen_a.last, pair.frozen_b.last), (pair.frozen_a.fine, pair.frozen_b.fine), evidence
+        )
 
-    def encode_beside(self, image_a: Tensor, image_b: Tensor, pyramid_b: Pyramid, semantic_b: Tensor) -> Encoded:
+    def encode_beside(self, image_a: Tensor, image_b: Tensor, pyramid_b: Pyramid, frozen_b: Frozen) -> Encoded:
         """`encode` where all but the descriptors of b is known, as of a photograph that was encoded with another."""
-        pyramid_a, semantic_a = self._levels(image_a)
+        pyramid_a, frozen_a = self._levels(image_a)
         fa, fb = self.adapter(pyramid_a, pyramid_b)
-        return Encoded(image_a, image_b, pyramid_a, pyramid_b, fa, fb, semantic_a, semantic_b)
+        return Encoded(image_a, image_b, pyramid_a, pyramid_b, fa, fb, frozen_a, frozen_b)
 
     def _describe(self, image: Tensor, other: Pyramid) -> tuple[Tensor, Tensor]:
         """Descriptors of a photograph and of the one that `other` is the pyramid of."""

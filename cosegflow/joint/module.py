@@ -15,7 +15,7 @@ from cosegflow.data.pair import Pair
 from cosegflow.data.training import TrainingSample
 from cosegflow.joint import losses
 from cosegflow.joint.config import IDLE_LOSSES, LossWeights, Task, TrainConfig
-from cosegflow.joint.matcher import Matching, spatial_size
+from cosegflow.joint.matcher import Frozen, Matching, spatial_size
 from cosegflow.joint.model import JointModel, JointOutput, ModelConfig, Round, to_grid
 from cosegflow.joint.predict import predict
 from cosegflow.joint.self_supervision import random_colours, random_flow
@@ -223,9 +223,10 @@ class JointModule(lightning.LightningModule):
         cover = cosegflow.warp(full, flow, padding="border")
         pasted = cover * warped + (1 - cover) * batch.ground
         known = output.encoded  # the photograph was encoded with its pair
-        levels = zip((*known.pyramid_a, known.semantic_a), (*known.pyramid_b, known.semantic_b), strict=True)
-        fine, middle, coarse, semantic = (torch.where(odd[:, None], b, a) for a, b in levels)
-        found = self.model.refine(self.model.encode_beside(pasted, image, (fine, middle, coarse), semantic), 0)
+        levels = zip((*known.pyramid_a, *known.frozen_a), (*known.pyramid_b, *known.frozen_b), strict=True)
+        fine, middle, coarse, detail, last = (torch.where(odd[:, None], b, a) for a, b in levels)
+        pair = self.model.encode_beside(pasted, image, (fine, middle, coarse), Frozen(detail, last))
+        found = self.model.refine(pair, 0)
         features_warped, features = found.features_a.float(), found.features_b.float()
         grid = spatial_size(features)
         cells = F.interpolate(flow, size=grid, mode="area") * (grid[1] / size[1])

@@ -158,5 +158,5 @@ def swap(pair: Encoded) -> Encoded:
     """The same with a and b exchanged."""
     return Encoded(
         pair.image_b, pair.image_a, pair.pyramid_b, pair.pyramid_a,
-        pair.features_b, pair.features_a, pair.semantic_b, pair.semantic_a,
+        pair.features_b, pair.features_a, pair.frozen_b, pair.frozen_a,
     )  # fmt: skip

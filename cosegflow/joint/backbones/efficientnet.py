@@ -91,13 +91,14 @@ class EfficientNetLite0(FrozenBackbone):
                 taps.append(x)
         return taps[0], taps[1], taps[1]
 
-    def semantic(self, x: Tensor) -> Tensor:
-        """(B, 320, H/16, W/16): the last block's features; its stage is dilated instead of strided. x: the tail's."""
+    def semantic(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backbone`: 112 and 320 channels; the last stage is dilated instead of strided."""
         for block in self.net._blocks[self._TAPS[1] + 1 : self._TAPS[2] + 1]:
             x = block(x)
+        coarse = x
         for number, block in enumerate(self.net._blocks[self._TAPS[2] + 1 :]):
             x = _dilated(block, x, 2 if number else 1)
-        return x
+        return coarse, x
 
     def make_tail(self) -> nn.Module:
         """Blocks 5 to 10 with ImageNet's weights; their batch-norm statistics stay frozen."""

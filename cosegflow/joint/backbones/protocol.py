@@ -20,9 +20,9 @@ class Backbone(Protocol):
     """A feature pyramid whose first levels are frozen and whose last one adapts.
 
     A backbone may also have `stem_channels: int` and `stem(image)`, its features at stride 2 (B, stem_channels, H/2,
-    W/2), for the last skip connection of the decoder "paper"; and `semantic(x)`, from what the tail takes to its last
-    features before they are pooled, frozen, on a grid of stride 16 (B, c, H/16, W/16), for `foreground`. Without it the
-    stride-16 features serve.
+    W/2), for the last skip connection of the decoder "paper"; and `semantic(x)`, from what the tail takes to the
+    frozen stride-16 features and the last ones before they are pooled, both on a grid of stride 16, for `foreground`.
+    Without it the adapted stride-16 features serve as both.
     """
 
     channels: tuple[int, int, int]
