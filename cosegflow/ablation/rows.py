@@ -56,6 +56,13 @@ def all_rows() -> list[Row]:
             if weights[name] > 0
         ),
         Row("without gating", "what does gating the matching by the masks do?", {"model.gating": False}),
+        Row("without smoothing", "what does the locally affine flow do?", {"model.smoothing": False}),
+        Row(
+            "fixed descriptors",
+            "what does learning to match do for the masks?",
+            {"train.adapter_learning_rate": 0.0, "train.tail_learning_rate": 0.0},
+        ),
+        Row("stamps alone", "what do unlabelled photographs of the categories do?", {"data.photographs": None}),
         Row("without rounds", "what does refinement do?", {"model.rounds": 0, "train.rounds": 0}),
         Row(
             "parametric matcher",
