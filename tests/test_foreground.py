@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("lightning", reason="the joint extra is not installed")
 
-from cosegflow.joint.foreground import SHRINKAGE, Foreground, common_foreground, discriminant
+from cosegflow.joint.foreground import SHARPNESS, SHRINKAGE, Foreground, common_foreground, discriminant, scores_along
 from cosegflow.joint.standardise import standardise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,58 +126,86 @@ def overlap(found: Foreground, mask: Tensor) -> Tensor:
     return (seen & mask).flatten(1).sum(1) / (seen | mask).flatten(1).sum(1)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_common_object_is_found(share: float):
+@pytest.mark.parametrize("matched", [0.0, 1.0, 3.0])
+def test_the_common_object_is_found(matched: float):
+    """With evidence that says nothing, as usual, and with much of it."""
     semantic, fine, similarity, masks = scene(4)
-    found = common_foreground(semantic, fine, similarity, share)
+    found = common_foreground(semantic, fine, (matched * similarity[0], matched * similarity[1]))
     for side, mask, size in zip(found, masks, SIZES, strict=True):
         assert side.cues.shape == (4, 3, *size) and side.soft.shape == (4, *size)
         assert float(side.soft.min()) > 0 and float(side.soft.max()) < 1
         assert float(overlap(side, mask).min()) > 0.8
 
 
-def test_the_matching_is_evidence_of_the_object():
-    """Semantic features that say nothing: only the evidence tells the object, and only by its share."""
+def test_the_matching_is_evidence_where_it_stands_out():
+    """Semantic features that say nothing: the evidence tells the object, but only where its best is far from usual."""
     semantic, fine, similarity, masks = scene(4)
     blind = torch.randn_like(semantic[0]), torch.randn_like(semantic[1])
-    sharp = similarity[0] + 2.0 * masks[0], similarity[1] + 2.0 * masks[1]
 
-    def overlaps(share: float) -> Tensor:
-        found = common_foreground(blind, fine, sharp, share)
+    def overlaps(evidence: Pair) -> Tensor:
+        found = common_foreground(blind, fine, evidence)
         return torch.cat([overlap(side, mask) for side, mask in zip(found, masks, strict=True)])
 
-    assert float(overlaps(3.0).min()) > 0.8
-    assert float(overlaps(0.0).mean()) < 0.5
+    evidence = [s + 0.7 * m for s, m in zip(similarity, masks, strict=True)]
+    assert float(overlaps((evidence[0], evidence[1])).min()) > 0.8
+    assert float(overlaps((0.1 * evidence[0], 0.1 * evidence[1])).mean()) < 0.5
+
+
+def test_scores_along_a_flow():
+    """Cosines of what a shows and of what b shows where the flow leads, after the pair's mean is taken off."""
+    a, b = torch.randn(2, 5, 6, 7) + 2, torch.randn(2, 5, 4, 9) - 1
+    there, back = torch.zeros(2, 2, 6, 7), torch.zeros(2, 2, 4, 9)
+    there[:, 0, 2, 3], there[:, 1, 2, 3] = 4.0, -1.0  # (x 3, y 2) to (7, 1)
+    back[:, 0, 1, 7], back[:, 1, 1, 7] = -4.0, 1.0
+    score, other = scores_along(a, b, there, back)
+    assert score.shape == (2, 6, 7) and other.shape == (2, 4, 9) and score.dtype == torch.float32
+    mean = (a.mean((2, 3)) + b.mean((2, 3))) / 2
+    expected = F.cosine_similarity(a[:, :, 2, 3] - mean, b[:, :, 1, 7] - mean)
+    torch.testing.assert_close(score[:, 2, 3], expected)
+    torch.testing.assert_close(other[:, 1, 7], expected)
+    same = scores_along(a, a, torch.zeros(2, 2, 6, 7), torch.zeros(2, 2, 6, 7))[0]
+    torch.testing.assert_close(same, torch.ones_like(same))
+    finer = scores_along(a, a, torch.zeros(2, 2, 12, 14), torch.zeros(2, 2, 6, 7))
+    assert finer[0].shape == (2, 12, 14) and finer[1].shape == (2, 6, 7)
+    a.requires_grad_()
+    assert not scores_along(a, b, there, back)[0].requires_grad
 
 
 def test_cues_are_standardised_over_the_pair():
-    """On grids that are all alike each cue exactly; from a coarser grid energy and prototype about."""
+    """On grids that are all alike exactly, from a coarser grid energy and prototype about.
+
+    The discriminant is 0 where the foreground begins.
+    """
     for factor in (1, 2):
-        semantic, fine, similarity, _ = scene(2, factor=factor)
-        found = common_foreground(semantic, fine, similarity, 1.0)
+        semantic, fine, similarity, masks = scene(2, factor=factor)
+        found = common_foreground(semantic, fine, similarity)
         both = torch.cat([side.cues.flatten(2) for side in found], 2)
-        tolerance = torch.tensor([1e-4] * 3 if factor == 1 else [0.15, 0.15, 1e-4])
-        assert bool((both.mean(2).abs() <= tolerance).all())
-        assert bool(((both.std(2) - 1).abs() <= tolerance).all())
+        tolerance = 1e-4 if factor == 1 else 0.15
+        assert float(both.mean(2)[:, :2].abs().max()) <= tolerance
+        assert float((both.std(2)[:, :2] - 1).abs().max()) <= tolerance
+        assert float((both.std(2)[:, 2] - 1).abs().max()) <= 1e-4
+        for side, mask in zip(found, masks, strict=True):
+            torch.testing.assert_close(side.soft, torch.sigmoid(SHARPNESS * side.cues[:, 2]))
+            assert float(side.cues[:, 2][mask].mean()) > 0 > float(side.cues[:, 2][~mask].mean())
 
 
 def test_grids_of_the_matching_may_differ():
     """Stride 4: the similarity is twice as fine as the cues."""
     semantic, fine, similarity, masks = scene(2)
     grown = [F.interpolate(s[:, None], scale_factor=2.0, mode="nearest")[:, 0] for s in similarity]
-    found = common_foreground(semantic, fine, (grown[0], grown[1]), 1.0)
+    found = common_foreground(semantic, fine, (grown[0], grown[1]))
     assert all(float(overlap(side, mask).min()) > 0.8 for side, mask in zip(found, masks, strict=True))
 
 
 def test_a_pair_alone_gives_what_it_gives_in_a_batch():
     semantic, fine, similarity, _ = scene(3)
-    together = common_foreground(semantic, fine, similarity, 1.0)
+    together = common_foreground(semantic, fine, similarity)
     for i in range(3):
 
         def one(pair: Pair, i: int = i) -> Pair:
             return pair[0][i : i + 1], pair[1][i : i + 1]
 
-        alone = common_foreground(one(semantic), one(fine), one(similarity), 1.0)
+        alone = common_foreground(one(semantic), one(fine), one(similarity))
         for side, single in zip(together, alone, strict=True):
             torch.testing.assert_close(side.cues[i : i + 1], single.cues, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(side.soft[i : i + 1], single.soft, rtol=1e-4, atol=1e-4)
@@ -185,8 +213,8 @@ def test_a_pair_alone_gives_what_it_gives_in_a_batch():
 
 def test_exchanging_the_photographs_exchanges_the_cues():
     semantic, fine, similarity, _ = scene(2)
-    found = common_foreground(semantic, fine, similarity, 1.0)
-    swapped = common_foreground(semantic[::-1], fine[::-1], similarity[::-1], 1.0)
+    found = common_foreground(semantic, fine, similarity)
+    swapped = common_foreground(semantic[::-1], fine[::-1], similarity[::-1])
     for side, other in zip(found, swapped[::-1], strict=True):
         torch.testing.assert_close(side.cues, other.cues, rtol=1e-3, atol=1e-3)
 
@@ -196,7 +224,7 @@ def test_no_gradient():
     for pair in (semantic, fine, similarity):
         for x in pair:
             x.requires_grad_()
-    for side in common_foreground(semantic, fine, similarity, 1.0):
+    for side in common_foreground(semantic, fine, similarity):
         assert not side.cues.requires_grad and not side.soft.requires_grad
 
 
@@ -205,15 +233,15 @@ def test_flat_photographs_stay_finite():
     semantic = torch.ones(1, 4, 1, 1), torch.ones(1, 4, 1, 1)
     fine = torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     flat = torch.ones(1, 2, 2), torch.ones(1, 2, 2)
-    for side in common_foreground(semantic, fine, flat, 1.0):
+    for side in common_foreground(semantic, fine, flat):
         assert bool(torch.isfinite(side.cues).all()) and bool(torch.isfinite(side.soft).all())
 
 
 def test_autocast_finds_the_same():
     semantic, fine, similarity, masks = scene(4)
     with torch.autocast("cpu", torch.bfloat16):
-        found = common_foreground(semantic, fine, similarity, 1.0)
-    for side, expected, mask in zip(found, common_foreground(semantic, fine, similarity, 1.0), masks, strict=True):
+        found = common_foreground(semantic, fine, similarity)
+    for side, expected, mask in zip(found, common_foreground(semantic, fine, similarity), masks, strict=True):
         assert side.cues.dtype == side.soft.dtype == torch.float32
         torch.testing.assert_close(side.cues, expected.cues, rtol=0, atol=0.05)
         assert float(overlap(side, mask).min()) > 0.8

