@@ -37,15 +37,15 @@ def make_step(
     """The module and a function that makes one step and returns its loss; gradients stay in the parameters."""
     from cosegflow.data.composer import ComposedPairs
     from cosegflow.data.sources import load_library
-    from cosegflow.data.training import collate_training
-    from cosegflow.demo import ComposedSamples
+    from cosegflow.data.training import TrainingSamples, collate_training
+    from cosegflow.demo import ComposedSource
     from cosegflow.joint.model import ModelConfig
     from cosegflow.joint.module import JointModule, TrainConfig
 
     torch.manual_seed(0)
     module = JointModule(ModelConfig(backbone=backbone, stride=stride, image_size=size), TrainConfig()).to(device)
     composed = ComposedPairs(load_library("none"), batch, seed=0, size=(size, size))
-    samples = ComposedSamples([composed[i] for i in range(batch)], seed=0)
+    samples = TrainingSamples(ComposedSource([composed[i] for i in range(batch)]), seed=0)
     given = collate_training([samples[i] for i in range(batch)])
     fields: dict[str, Any] = {k: v.to(device) for k, v in given._asdict().items() if isinstance(v, Tensor)}
     moved = given._replace(**fields)

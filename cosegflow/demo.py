@@ -10,19 +10,22 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import cosegflow
 from cosegflow.data.composer import ComposedPairs
+from cosegflow.data.mixed import MixedSource
 from cosegflow.data.pair import Pair, collate_pairs
+from cosegflow.data.registry import open_training_source
 from cosegflow.data.sources import Library, load_library
-from cosegflow.data.training import TrainingSample, collate_training
+from cosegflow.data.training import TrainingSample, TrainingSamples, TrainingSource, collate_training
 from cosegflow.joint.callbacks import StepBar
 from cosegflow.joint.checkpoint import save_checkpoint
+from cosegflow.joint.config import DataConfig
 from cosegflow.joint.fit import quiet_lightning, run_trainer
-from cosegflow.joint.fit_data import StepBatches
+from cosegflow.joint.fit_data import StepBatches, find_photographs
 from cosegflow.joint.model import JointModel, ModelConfig
-from cosegflow.joint.module import JointModule, Task, TrainConfig
+from cosegflow.joint.module import JointModule, TrainConfig
 from cosegflow.joint.pictures import pair_cells
 from cosegflow.joint.predict import Prediction, predict, predict_nearest
 from cosegflow.metrics import PCK, EndPointError, MaskIoU, box_length
@@ -39,18 +42,32 @@ POOL = 200
 Predictor = Callable[[JointModel, Tensor, Tensor], Prediction]
 
 
-class ComposedSamples(Dataset[TrainingSample]):
-    """A pool of composed pairs as training samples, over and over, each time in another order.
+class ComposedSource:
+    """A pool of composed pairs as a `TrainingSource`, over and over, each time in another order.
 
-    Composing takes longer than reading, so a pool is composed once. Sample `number` is a function of (seed, number).
+    Composing takes longer than reading, so a pool is composed once.
     """
 
-    def __init__(self, pairs: Sequence[Pair], seed: int) -> None:
-        self.pairs, self.seed = pairs, seed
+    name = "composed"
 
-    def __getitem__(self, number: int) -> TrainingSample:
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = pairs
+
+    @property
+    def epoch_length(self) -> int:
+        """The number of pairs."""
+        return len(self.pairs)
+
+    def with_at_least(self, count: int) -> "ComposedSource":
+        """The source itself."""
+        return self
+
+    def draw(
+        self, seed: int, number: int, *, size: int, triplets: bool, augment: bool, truth: bool = False
+    ) -> TrainingSample:
+        """Sample `number`, a function of (seed, number); composing is the augmentation."""
         around, place = divmod(number, len(self.pairs))
-        order = np.random.default_rng((self.seed, around)).permutation(len(self.pairs))
+        order = np.random.default_rng((seed, around)).permutation(len(self.pairs))
         pair, other = self.pairs[order[place]], self.pairs[order[place - 1]]
         ground = other.image_a if number % 2 else other.image_b
         return TrainingSample(pair.image_a, pair.image_b, None, ground, pair.category, number)
@@ -106,25 +123,32 @@ def _pace(module: JointModule, loader: DataLoader) -> float:
 
 
 def train(
-    library: Library, model: ModelConfig, *, minutes: float, steps: int | None, seed: int, task: Task = "joint"
+    library: Library, model: ModelConfig, *, minutes: float, steps: int | None, seed: int,
+    photographs: Path | None = None,
 ) -> JointModule:  # fmt: skip
-    """Trains on pairs composed from `library`; it sees the images, and that a pair shares its category."""
+    """Trains on pairs composed from `library`; it sees the images, and that a pair shares its category.
+
+    Every other sample is of `photographs`, a folder with a folder for each category, where there is one.
+    """
     lightning.seed_everything(seed, verbose=False)
     pool = ComposedPairs(library, POOL, seed=seed, same_stamp=1.0)
     composed = [pool[i] for i in range(min(POOL, BATCH * (steps or POOL)))]
 
-    samples = ComposedSamples(composed, seed)
+    source: TrainingSource = ComposedSource(composed)
+    if photographs is not None:
+        source = MixedSource([source, open_training_source("folder", photographs)])
+    samples = TrainingSamples(source, seed=seed)
 
     def loader(count: int) -> DataLoader:
         return DataLoader(samples, batch_sampler=StepBatches(count, BATCH), collate_fn=collate_training)
 
     limit = None
     if steps is None:
-        pace = _pace(JointModule(model, TrainConfig(task=task, seed=seed)), loader(4))
+        pace = _pace(JointModule(model, TrainConfig(seed=seed)), loader(4))
         steps = max(LEAST_STEPS, int(60 * minutes / (1.1 * pace)))
         limit = timedelta(minutes=1.5 * minutes)
         lightning.seed_everything(seed, verbose=False)
-    module = JointModule(model, TrainConfig(task=task, steps=steps, seed=seed))
+    module = JointModule(model, TrainConfig(steps=steps, seed=seed))
     trainer = lightning.Trainer(
         max_steps=steps,
         max_time=limit,
@@ -172,7 +196,10 @@ def run(
         evaluate(untrained, pairs, predict_nearest, "cosine nearest neighbour, no masks", masks=False),
         evaluate(untrained, pairs, predict, "before training (pretrained, no learning)"),
     ]
-    module = train(training, config, minutes=minutes, steps=steps, seed=seed)
+    photographs = find_photographs(DataConfig(root=None if data is None else Path(data)))
+    if photographs is not None:
+        print(f"and on the photographs by category in {photographs}")
+    module = train(training, config, minutes=minutes, steps=steps, seed=seed, photographs=photographs)
     rows.append(evaluate(module.model, pairs, predict, "after joint training, no annotation"))
     before, after = rows[1], rows[-1]
     notes = [

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from cosegflow.data.pair import Pair
 from cosegflow.data.training import TrainingSample, Truth, collate_training
-from cosegflow.demo import ComposedSamples
+from cosegflow.data.training import TrainingSamples
+from cosegflow.demo import ComposedSource
 from cosegflow.joint.backbones import TinyBackbone
 from cosegflow.joint.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from cosegflow.joint.matcher import gate_mask, match_gated
@@ -121,7 +122,7 @@ def test_training_never_reads_annotation():
     ]
     batches = []
     for used in (pairs, told):
-        samples = ComposedSamples(used, seed=0)
+        samples = TrainingSamples(ComposedSource(used), seed=0)
         batches.append(collate_training([samples[0], samples[1]]))
         assert batches[-1].truth is None
     batches.append(batches[0]._replace(truth=false))
