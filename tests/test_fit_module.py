@@ -47,7 +47,7 @@ def pasted(module: JointModule, samples: TrainingSample, logit: float) -> tuple[
 @torch.no_grad()
 def test_self_supervision_pastes_the_warped_foreground_onto_ground():
     samples = batch()
-    known = random_flow(samples.number, (64, 64), seed=3)
+    known = random_flow(samples.number, (64, 64), seed=3, rotation=TrainConfig().rotation)
     chosen = torch.stack((samples.image_a[0], samples.image_b[1]))  # a of the even samples, b of the odd
     warped = random_colours(cosegflow.warp(chosen, known, padding="border"), samples.number, seed=3)
     for task, logit, expected in (
