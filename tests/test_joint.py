@@ -13,8 +13,7 @@ import lightning
 from torch.utils.data import DataLoader
 
 from cosegflow.data.pair import Pair
-from cosegflow.data.training import TrainingSample, Truth, collate_training
-from cosegflow.data.training import TrainingSamples
+from cosegflow.data.training import TrainingSample, TrainingSamples, Truth, collate_training
 from cosegflow.demo import ComposedSource
 from cosegflow.joint.backbones import TinyBackbone
 from cosegflow.joint.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
