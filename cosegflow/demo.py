@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import cosegflow
 from cosegflow.data.composer import ComposedPairs
+from cosegflow.data.errors import DatasetError
 from cosegflow.data.mixed import MixedSource
 from cosegflow.data.pair import Pair, collate_pairs
 from cosegflow.data.registry import open_training_source
@@ -65,7 +66,13 @@ class ComposedSource:
     def draw(
         self, seed: int, number: int, *, size: int, triplets: bool, augment: bool, truth: bool = False
     ) -> TrainingSample:
-        """Sample `number`, a function of (seed, number); composing is the augmentation."""
+        """Sample `number`, a function of (seed, number); composing was the augmentation, and set the size.
+
+        Raises:
+            DatasetError: triplets or the truth are asked for.
+        """
+        if triplets or truth:
+            raise DatasetError("composed: has no triplets and no truth")
         around, place = divmod(number, len(self.pairs))
         order = np.random.default_rng((seed, around)).permutation(len(self.pairs))
         pair, other = self.pairs[order[place]], self.pairs[order[place - 1]]

@@ -7,8 +7,8 @@
    second time to its own first answer. One linear rule for two photographs: that is co-segmentation, and it follows
    the object's outline better than the coarse features that it learns from.
 
-All cues have standard deviation 1 over the pair; energy and prototype have mean 0, the discriminant is 0 where the
-foreground begins. Ours; no gradient flows through them.
+All cues are on the scale of one standard deviation over the pair; energy and prototype have a mean near 0, the
+discriminant is 0 where the foreground begins. Ours; no gradient flows through them.
 """
 
 from typing import NamedTuple
@@ -107,7 +107,8 @@ def _prototype(a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> tupl
 def discriminant(a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> tuple[Tensor, Tensor]:
     """Fisher's linear discriminant between the weighted positions and the others, of both photographs at once.
 
-    w = (C + s I)^-1 (m_1 - m_0) with C the pooled covariance within the two classes.
+    w = (C + s I)^-1 (m_1 - m_0) with C the covariance of what the two weighted means leave over: that within the two
+    classes where weights are 0 or 1.
 
     Args:
         a, b: (B, C, Ha, Wa) and (B, C, Hb, Wb).

@@ -47,7 +47,7 @@ class ModelConfig:
     smoothing: bool = True
     """Whether the dense matcher's flow is made locally affine in the end, within the mask where there is one."""
     flow_cues: bool = True
-    """Whether masks see the flow; false: of the other photograph only what it correlates with best, never where."""
+    """Whether masks see the flow; false: the decoder "cues" sees how well a position correlates at best, not where."""
     source_threshold: float = 0.5
     """Positions with a mask of at least this are matched."""
     target_threshold: float = 0.05

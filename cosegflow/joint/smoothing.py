@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cosegflow.reference import accumulate_dtype
+
 SIGMA = 16.0
 """Standard deviation of the window, in pixels of the photograph."""
 OUTLIER = 10.0
@@ -77,9 +79,11 @@ def robust_flow(flow: Tensor, weight: Tensor, cell: float) -> Tensor:
         (B, 2, H, W), cells.
     """
     sigma, outlier = SIGMA / cell, OUTLIER / cell
-    with torch.no_grad():
-        start = robust = weight + LEAST
-        for _ in range(ITERATIONS):
-            off = (flow - locally_affine(flow, robust, sigma)).square().sum(1) / outlier**2
-            robust = start / (1 + off) ** 2
-    return locally_affine(flow, robust, sigma)
+    with torch.autocast(flow.device.type, enabled=False):  # half would lose the moments in rounding
+        flow, weight = flow.to(accumulate_dtype(flow.dtype)), weight.to(accumulate_dtype(flow.dtype))
+        with torch.no_grad():
+            start = robust = weight + LEAST
+            for _ in range(ITERATIONS):
+                off = (flow - locally_affine(flow, robust, sigma)).square().sum(1) / outlier**2
+                robust = start / (1 + off) ** 2
+        return locally_affine(flow, robust, sigma)
