@@ -150,7 +150,8 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"{len(jobs)} runs, {len(jobs) - len(wanted)} of them in {path} already")
 
     def keep(job: "Job", found: "list[Measurement]") -> None:
-        measured[:] = [m for m in measured if (m.row, m.seed) != (job.row.name, job.seed)] + found
+        fresh = {(m.row, m.seed) for m in found}
+        measured[:] = [m for m in measured if (m.row, m.seed) not in fresh] + found
         write_table(path, measured)
 
     try:

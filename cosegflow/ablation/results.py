@@ -9,7 +9,7 @@ from typing import Any
 
 from cosegflow.ablation.table import Measurement
 
-MAIN = ("joint", "match-only", "coseg-only", "supervised", "untrained", "zero-shot")
+MAIN = ("joint", "match-only", "match-only, masks lent", "coseg-only", "supervised", "untrained", "zero-shot")
 """Rows of the main tables; all others leave something out, or change one setting."""
 WITHOUT_TRAINING = ("untrained", "zero-shot")
 LACKS = {"match-only": "masks", "zero-shot": "masks", "coseg-only": "matching"}

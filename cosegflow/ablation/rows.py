@@ -30,6 +30,8 @@ class Row:
     method: Method = "trained"
     masks: bool = True
     """Whether it predicts masks at all."""
+    lent: str | None = None
+    """The name under which it is evaluated once more, with the masks of an untrained model in its gated rounds."""
 
     @property
     def slug(self) -> str:
@@ -37,12 +39,22 @@ class Row:
         return self.name.replace(" ", "-")
 
 
+LENT = "match-only, masks lent"
+
+
 def all_rows() -> list[Row]:
     """Every row, in the order of the results; one "without NAME" for each loss that is on by default."""
     weights = vars(FitConfig().train.weights)
     return [
         Row("joint", "the whole method", main=True),
-        Row("match-only", "does co-segmentation help matching?", {"train.task": "match-only"}, main=True, masks=False),
+        Row(
+            "match-only",
+            "does co-segmentation help matching?",
+            {"train.task": "match-only"},
+            main=True,
+            masks=False,
+            lent=LENT,
+        ),
         Row("coseg-only", "does matching help co-segmentation?", {"train.task": "coseg-only"}, main=True),
         Row(
             "supervised",
@@ -67,7 +79,7 @@ def all_rows() -> list[Row]:
         Row(
             "parametric matcher",
             "dense or parametric matching?",
-            {"model.matcher": "parametric", "model.kernel_sigma": None},
+            {"model.matcher": "parametric", "model.kernel_sigma": None, "train.adapter_learning_rate": 2e-4},
         ),
         Row("untrained", "what do pretrained features do, with masks by a threshold?", method="untrained"),
         Row("zero-shot", "what do pretrained features do by nearest neighbours?", method="zero-shot", masks=False),

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from cosegflow.benchmarks.provenance import provenance
 from cosegflow.data.sources import load_library
 from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, load_training_state
 from cosegflow.joint.fit import fit
-from cosegflow.joint.model import JointModel
+from cosegflow.joint.model import JointModel, ModelConfig
 
 
 def train(job: Job) -> dict[str, float]:
@@ -67,12 +68,17 @@ def measure(job: Job) -> list[Measurement]:
     subject, spent = make_subject(job)
     library = load_library(job.data).split()[1]
     cache = ComposedCache(job.out / "cache", library, job.constants.size)
-    values = evaluate(subject, cache, job.constants, job.root)
-    values += [Value("", name, "", value, 0) for name, value in spent.items()]
+    named = [(job.row.name, value) for value in evaluate(subject, cache, job.constants, job.root)]
+    named += [(job.row.name, Value("", name, "", value, 0)) for name, value in spent.items()]
+    if job.row.lent is not None:
+        model = load_checkpoint(job.folder, "--out")
+        model.config = replace(model.config, rounds=ModelConfig().rounds)
+        lent = evaluate(TrainedSubject(model), cache, job.constants, job.root)
+        named += [(job.row.lent, value) for value in lent]
     settings, digest = job.settings, job.digest
     return [
         Measurement(
-            row=job.row.name,
+            row=name,
             seed=job.seed,
             dataset=value.dataset,
             metric=value.metric,
@@ -89,7 +95,7 @@ def measure(job: Job) -> list[Measurement]:
             cpu=about["device_name"],
             threads=job.threads,
         )
-        for value in values
+        for name, value in named
     ]
 
 

@@ -25,11 +25,24 @@ LEVEL = 0.6
 """Where between the cue's background and its best the foreground begins; see `match_level`."""
 SHARPNESS = 3.0
 """Of the sigmoid around that level, in standard deviations."""
-MATCHING = 0.7
-"""Weight of the matching beside energy and prototype, times `_trust`."""
-USUAL_SPREAD, MOST_TRUST = 0.4, 4.0
+MOST_TRUST = 4.0
 SHRINKAGE = 0.1
 """Added to the diagonal of the covariance, in parts of its mean."""
+
+
+class Evidence(NamedTuple):
+    """How far the matching is evidence of the object."""
+
+    weight: float
+    """Beside energy and prototype, times `_trust`."""
+    spread: float
+    """The usual distance from the median of the evidence to its 98 % quantile."""
+
+
+ALONG_FLOW = Evidence(0.7, 0.4)
+"""The scores along a smooth flow."""
+BEST_MATCH = Evidence(0.5, 0.25)
+"""The best match of each position wherever it is."""
 
 
 class Foreground(NamedTuple):
@@ -62,15 +75,15 @@ def _soften(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(SHARPNESS * a), torch.sigmoid(SHARPNESS * b)
 
 
-def _trust(evidence: tuple[Tensor, Tensor]) -> Tensor:
-    """How far the matching is evidence of the object, (B, 1, 1): ((q98 - q50) / 0.4)^4, at most 4.
+def _trust(evidence: tuple[Tensor, Tensor], spread: float) -> Tensor:
+    """How far the matching is evidence of the object, (B, 1, 1): ((q98 - q50) / spread)^4, at most 4.
 
     One thing seen twice stands out from backgrounds that differ; of two things of a kind only parts do, and road
     matches road as well as wheels match wheels.
     """
     quantiles = torch.tensor((0.5, 0.98), device=evidence[0].device)
     ends = torch.quantile(_over_both(*evidence), quantiles, dim=1)
-    return ((ends[1] - ends[0]) / USUAL_SPREAD).pow(4).clamp(max=MOST_TRUST)[:, None, None]
+    return ((ends[1] - ends[0]) / spread).pow(4).clamp(max=MOST_TRUST)[:, None, None]
 
 
 @torch.no_grad()
@@ -136,6 +149,7 @@ def common_foreground(
     semantic: tuple[Tensor, Tensor],
     fine: tuple[Tensor, Tensor],
     evidence: tuple[Tensor, Tensor],
+    kind: Evidence,
 ) -> tuple[Foreground, Foreground]:
     """The cues of both photographs of a pair.
 
@@ -143,7 +157,15 @@ def common_foreground(
         semantic: (B, c, h', w') each, the backbone's last features.
         fine: (B, C, h, w) each, the features of the discriminant; h, w is the grid of the cues.
         evidence: (B, H, W) each, any grid: how well each position matches the other photograph, cosines.
+        kind: what the evidence is.
     """
+    with torch.autocast(fine[0].device.type, enabled=False):
+        return _common_foreground(semantic, fine, evidence, kind)
+
+
+def _common_foreground(
+    semantic: tuple[Tensor, Tensor], fine: tuple[Tensor, Tensor], evidence: tuple[Tensor, Tensor], kind: Evidence
+) -> tuple[Foreground, Foreground]:
     sem = [x.float() for x in semantic]
     feats = [x.float() for x in fine]
     norms = [x.square().sum(1).sqrt() for x in sem]
@@ -160,7 +182,7 @@ def common_foreground(
     energy, likeness = on_grid(energy), on_grid(likeness)
     score = standardise(energy[0] + likeness[0], energy[1] + likeness[1])
     smooth = _smooth(*evidence)
-    share = MATCHING * _trust(smooth)
+    share = kind.weight * _trust(smooth, kind.spread)
     matched = standardise(*on_grid(smooth))
     score = standardise(score[0] + share * matched[0], score[1] + share * matched[1])
     weight = _soften(*score)

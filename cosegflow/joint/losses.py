@@ -262,10 +262,14 @@ def known_flow(flow: Tensor, truth: Tensor, weight: Tensor, size: tuple[int, int
     return _average(error, weight * inside.to(weight.dtype))
 
 
-def mask_supervision(logits: Tensor, truth: Tensor) -> Tensor:
-    """Binary cross-entropy of mask logits (B, H, W) against masks (B, H, W) in [0, 1]: training with annotation."""
+def mask_supervision(logits: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of mask logits (B, H, W) against masks (B, H, W) in [0, 1], averaged over pixels and images.
+
+    The masks are found without training, pasted, or, under exact supervision, annotated. weight (B,): of each image.
+    """
     logits, truth = _wide(logits, truth)
-    return F.binary_cross_entropy_with_logits(logits, truth)
+    values = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").flatten(1).mean(1)
+    return (values if weight is None else weight * values).mean()
 
 
 def area_prior(mask: Tensor, least: float = 0.05, most: float = 0.6) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import cosegflow
 from cosegflow.joint.backbones import as_backbone, make_backbone
 from cosegflow.joint.decoder import MaskDecoder
-from cosegflow.joint.foreground import Foreground, common_foreground, scores_along
+from cosegflow.joint.foreground import ALONG_FLOW, BEST_MATCH, Foreground, common_foreground, scores_along
 from cosegflow.joint.matcher import Adapter, DenseMatcher, Encoded, Frozen, Gate, Matching, Pyramid, gate_mask
 from cosegflow.joint.paper_decoder import PaperDecoder
 from cosegflow.joint.parametric import ParametricMatcher, correlation_volume
@@ -115,6 +115,8 @@ class Round(NamedTuple):
     flow_ab: Tensor
     """(B, 2, Ha, Wa), cells: the flow that the round comes to; see `JointModel.smooth_flow`."""
     flow_ba: Tensor
+    foreground: tuple[Foreground, Foreground]
+    """What needs no training to be found, along these flows."""
 
 
 class JointOutput(NamedTuple):
@@ -123,8 +125,6 @@ class JointOutput(NamedTuple):
     rounds: tuple[Round, ...]
     features_a: Tensor
     features_b: Tensor
-    foreground: tuple[Foreground, Foreground]
-    """What needs no training."""
     encoded: Encoded
     """What else is known of the photographs; its pyramids serve again in `JointModel.encode_beside`."""
 
@@ -265,12 +265,10 @@ class JointModel(nn.Module):
         self, pair: Encoded, free: tuple[Matching, Matching], flows: tuple[Tensor, Tensor]
     ) -> tuple[Foreground, Foreground]:
         """What of a pair needs no training, from the ungated matching and its smooth flows; see `foreground`."""
-        evidence = (free[0].similarity, free[1].similarity)
+        last, fine = (pair.frozen_a.last, pair.frozen_b.last), (pair.frozen_a.fine, pair.frozen_b.fine)
         if self.config.flow_cues:
-            evidence = scores_along(pair.frozen_a.fine, pair.frozen_b.fine, *flows)
-        return common_foreground(
-            (pair.frozen_a.last, pair.frozen_b.last), (pair.frozen_a.fine, pair.frozen_b.fine), evidence
-        )
+            return common_foreground(last, fine, scores_along(*fine, *flows), ALONG_FLOW)
+        return common_foreground(last, fine, (free[0].similarity, free[1].similarity), BEST_MATCH)
 
     def encode_beside(self, image_a: Tensor, image_b: Tensor, pyramid_b: Pyramid, frozen_b: Frozen) -> Encoded:
         """`encode` where all but the descriptors of b is known, as of a photograph that was encoded with another."""
@@ -380,6 +378,7 @@ class JointModel(nn.Module):
                 if config.gating:
                     ab, ba = self.match(pair, gate_a, gate_b, free)
                     flows = self.smooth_flow(ab, ba, gate_a), self.smooth_flow(ba, ab, gate_b)
+                    foreground = self.find_foreground(pair, free, flows)
             if isinstance(self.decoder, PaperDecoder):
                 logits = self._decode_paper(self.decoder, pair, (gate_a, gate_b))
             else:
@@ -387,5 +386,5 @@ class JointModel(nn.Module):
                 seen = ab._replace(similarity=free[0].similarity), ba._replace(similarity=free[1].similarity)
                 cues = self._cues(*seen, fa, fb, (flows[0].detach(), flows[1].detach()), masks, foreground)
                 logits = self.decoder(projected[0], cues[0]), self.decoder(projected[1], cues[1])
-            done.append(Round(ab, ba, logits[0], logits[1], gate_a, gate_b, *flows))
-        return JointOutput(tuple(done), fa, fb, foreground, pair)
+            done.append(Round(ab, ba, logits[0], logits[1], gate_a, gate_b, *flows, foreground))
+        return JointOutput(tuple(done), fa, fb, pair)

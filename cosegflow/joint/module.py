@@ -147,7 +147,7 @@ class JointModule(lightning.LightningModule):
                 add("rejection", losses.background_rejection(score, mask))
                 add("price", losses.foreground_price(score, other, mask, self.recipe.level))
                 add("area", losses.area_prior(mask))
-            for logits, found in zip((stage.logits_a, stage.logits_b), output.foreground, strict=True):
+            for logits, found in zip((stage.logits_a, stage.logits_b), stage.foreground, strict=True):
                 coarse = to_grid(logits.float(), spatial_size(found.soft))
                 add("foreground", losses.mask_supervision(coarse, found.soft))
             sides = (
@@ -204,23 +204,28 @@ class JointModule(lightning.LightningModule):
         return share * score + (1 - share) * score.detach()
 
     def _self_supervised(self, batch: TrainingSample, output: JointOutput, stage: Round) -> dict[str, Tensor]:
-        """The losses `SELF_SUPERVISED` from one image of each pair: a of the even samples, b of the odd.
+        """The losses `SELF_SUPERVISED` from one image of each pair, a or b.
 
         It is warped by a known map, its colours change, and what its mask calls foreground is pasted onto the sample's
-        `ground`. Then matching and mask of this new photograph are known.
+        `ground`. Then matching and mask of this new photograph are known. In every other sample the whole photograph is
+        pasted: more positions to match, no mask.
         """
         assert isinstance(batch.number, Tensor)
-        odd = (batch.number % 2 == 1)[:, None, None]
+        # By the number's second and third bit: the first one tells stamps from photographs where both are mixed.
+        odd = (batch.number // 2 % 2 == 1)[:, None, None]
+        whole = (batch.number // 4 % 2 == 1) | (self.recipe.task == "match-only")
         image = torch.where(odd[:, None], batch.image_b, batch.image_a)
         logits = torch.where(odd, stage.logits_b, stage.logits_a).detach().float()
         size = (image.shape[-2], image.shape[-1])
-        mask = (torch.sigmoid(logits) >= 0.5).float() if self.recipe.task != "match-only" else torch.ones_like(logits)
+        mask = (torch.sigmoid(logits) >= 0.5).float()
+        if self.recipe.task != "coseg-only":  # which learns from masks only
+            mask = torch.where(whole[:, None, None], 1.0, mask)
         seed = self.recipe.seed
         flow = random_flow(batch.number, size, seed=seed, rotation=self.recipe.rotation).to(image.device)
         warped = cosegflow.warp(image, flow, padding="border")
         warped = random_colours(warped, batch.number, seed=seed, strength=self.recipe.jitter)
         full = F.interpolate(mask.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
-        cover = cosegflow.warp(full, flow, padding="border")
+        cover = cosegflow.warp(full, flow)
         pasted = cover * warped + (1 - cover) * batch.ground
         known = output.encoded  # the photograph was encoded with its pair
         levels = zip((*known.pyramid_a, *known.frozen_a), (*known.pyramid_b, *known.frozen_b), strict=True)
@@ -232,12 +237,13 @@ class JointModule(lightning.LightningModule):
         cells = F.interpolate(flow, size=grid, mode="area") * (grid[1] / size[1])
         weight = (to_grid(cover.squeeze(1), grid) > 0.5).float()
         logits = found.rounds[0].logits_a.float()
+        shown = torch.ones_like(whole) if self.recipe.task == "coseg-only" else ~whole
         return {
             "equivariance": losses.equivariance(
                 features_warped, features, cells, self.recipe.equivariance_beta, weight
             ),
             "known_flow": losses.known_flow(found.rounds[0].ab.flow, cells, weight, grid),
-            "pasted": losses.mask_supervision(logits, to_grid(cover.squeeze(1), spatial_size(logits))),
+            "pasted": losses.mask_supervision(logits, to_grid(cover.squeeze(1), spatial_size(logits)), shown),
         }
 
     def _transitivity(self, batch: TrainingSample, stage: Round) -> Tensor:
