@@ -30,7 +30,7 @@ def make(task: Task = "joint", seed: int = 0, **weights: float) -> JointModule:
 
 def batch(first: int = 0, count: int = 2) -> TrainingSample:
     a, b, ground = torch.rand(3, count, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    return TrainingSample(a, b, None, ground, ("x",) * count, torch.arange(first, first + count))
+    return TrainingSample(a, b, None, ground, ("x",) * count, 2 * torch.arange(first, first + count))
 
 
 def pasted(module: JointModule, samples: TrainingSample, logit: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,16 +48,35 @@ def pasted(module: JointModule, samples: TrainingSample, logit: float) -> tuple[
 def test_self_supervision_pastes_the_warped_foreground_onto_ground():
     samples = batch()
     known = random_flow(samples.number, (64, 64), seed=3, rotation=TrainConfig().rotation)
-    chosen = torch.stack((samples.image_a[0], samples.image_b[1]))  # a of the even samples, b of the odd
+    chosen = torch.stack((samples.image_a[0], samples.image_b[1]))  # a of samples 0 and 1 in 4, b of 2 and 3
     warped = random_colours(cosegflow.warp(chosen, known, padding="border"), samples.number, seed=3)
+    inside = cosegflow.warp(torch.ones(2, 1, 64, 64), known)
+    everything = inside * warped + (1 - inside) * samples.ground
     for task, logit, expected in (
-        ("joint", 9.0, warped),
+        ("joint", 9.0, everything),
         ("joint", -9.0, samples.ground),
-        ("match-only", -9.0, warped),  # it has no masks
+        ("match-only", -9.0, everything),  # it has no masks
     ):
         shown, plain = pasted(make(task, seed=3, equivariance=1.0), samples, logit)
         assert torch.equal(plain, chosen)
         torch.testing.assert_close(shown, expected, rtol=0, atol=1e-6, msg=f"{task} {logit}")
+
+
+@torch.no_grad()
+def test_of_every_other_four_samples_the_whole_photograph_is_pasted():
+    """Samples 4 to 7 of 8, whatever the mask says; coseg-only, which learns masks only, always pastes by the mask."""
+    samples = batch()._replace(number=torch.tensor([4, 6]))
+    known = random_flow(samples.number, (64, 64), seed=3, rotation=TrainConfig().rotation)
+    chosen = torch.stack((samples.image_a[0], samples.image_b[1]))
+    warped = random_colours(cosegflow.warp(chosen, known, padding="border"), samples.number, seed=3)
+    inside = cosegflow.warp(torch.ones(2, 1, 64, 64), known)
+    for task, expected in (("joint", inside * warped + (1 - inside) * samples.ground), ("coseg-only", samples.ground)):
+        module = make(task, seed=3, **{"pasted": 1.0})
+        shown, _ = pasted(module, samples, -9.0)
+        torch.testing.assert_close(shown, expected, rtol=0, atol=1e-6, msg=task)
+    module = make("joint", seed=3, pasted=1.0)
+    output = module.model(samples.image_a, samples.image_b, 0)
+    assert float(module._self_supervised(samples, output, output.rounds[0])["pasted"]) == 0.0  # its mask is not known
 
 
 @torch.no_grad()
@@ -79,6 +98,7 @@ def test_an_exact_matching_of_the_known_warp_costs_nothing(monkeypatch):
 @torch.no_grad()
 def test_pasting_teaches_the_mask_of_the_pasted_photograph(monkeypatch: pytest.MonkeyPatch):
     """`pasted` compares with the warped mask of the foreground: all of it here, and nothing where there is none."""
+    monkeypatch.setattr(module_file, "random_flow", lambda *_, **__: torch.zeros(2, 2, 64, 64))  # stays in the image
     module, samples = make(pasted=1.0), batch()
     output = module.model(samples.image_a, samples.image_b, 0)
     for seen in (9.0, -9.0):

@@ -8,7 +8,15 @@ from torch import Tensor
 
 pytest.importorskip("lightning", reason="the joint extra is not installed")
 
-from cosegflow.joint.foreground import SHARPNESS, SHRINKAGE, Foreground, common_foreground, discriminant, scores_along
+from cosegflow.joint.foreground import (
+    ALONG_FLOW,
+    SHARPNESS,
+    SHRINKAGE,
+    Foreground,
+    common_foreground,
+    discriminant,
+    scores_along,
+)
 from cosegflow.joint.standardise import standardise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,7 +138,7 @@ def overlap(found: Foreground, mask: Tensor) -> Tensor:
 def test_the_common_object_is_found(matched: float):
     """With evidence that says nothing, as usual, and with much of it."""
     semantic, fine, similarity, masks = scene(4)
-    found = common_foreground(semantic, fine, (matched * similarity[0], matched * similarity[1]))
+    found = common_foreground(semantic, fine, (matched * similarity[0], matched * similarity[1]), ALONG_FLOW)
     for side, mask, size in zip(found, masks, SIZES, strict=True):
         assert side.cues.shape == (4, 3, *size) and side.soft.shape == (4, *size)
         assert float(side.soft.min()) > 0 and float(side.soft.max()) < 1
@@ -143,7 +151,7 @@ def test_the_matching_is_evidence_where_it_stands_out():
     blind = torch.randn_like(semantic[0]), torch.randn_like(semantic[1])
 
     def overlaps(evidence: Pair) -> Tensor:
-        found = common_foreground(blind, fine, evidence)
+        found = common_foreground(blind, fine, evidence, ALONG_FLOW)
         return torch.cat([overlap(side, mask) for side, mask in zip(found, masks, strict=True)])
 
     evidence = [s + 0.7 * m for s, m in zip(similarity, masks, strict=True)]
@@ -178,7 +186,7 @@ def test_cues_are_standardised_over_the_pair():
     """
     for factor in (1, 2):
         semantic, fine, similarity, masks = scene(2, factor=factor)
-        found = common_foreground(semantic, fine, similarity)
+        found = common_foreground(semantic, fine, similarity, ALONG_FLOW)
         both = torch.cat([side.cues.flatten(2) for side in found], 2)
         tolerance = 1e-4 if factor == 1 else 0.15
         assert float(both.mean(2)[:, :2].abs().max()) <= tolerance
@@ -193,19 +201,19 @@ def test_grids_of_the_matching_may_differ():
     """Stride 4: the similarity is twice as fine as the cues."""
     semantic, fine, similarity, masks = scene(2)
     grown = [F.interpolate(s[:, None], scale_factor=2.0, mode="nearest")[:, 0] for s in similarity]
-    found = common_foreground(semantic, fine, (grown[0], grown[1]))
+    found = common_foreground(semantic, fine, (grown[0], grown[1]), ALONG_FLOW)
     assert all(float(overlap(side, mask).min()) > 0.8 for side, mask in zip(found, masks, strict=True))
 
 
 def test_a_pair_alone_gives_what_it_gives_in_a_batch():
     semantic, fine, similarity, _ = scene(3)
-    together = common_foreground(semantic, fine, similarity)
+    together = common_foreground(semantic, fine, similarity, ALONG_FLOW)
     for i in range(3):
 
         def one(pair: Pair, i: int = i) -> Pair:
             return pair[0][i : i + 1], pair[1][i : i + 1]
 
-        alone = common_foreground(one(semantic), one(fine), one(similarity))
+        alone = common_foreground(one(semantic), one(fine), one(similarity), ALONG_FLOW)
         for side, single in zip(together, alone, strict=True):
             torch.testing.assert_close(side.cues[i : i + 1], single.cues, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(side.soft[i : i + 1], single.soft, rtol=1e-4, atol=1e-4)
@@ -213,8 +221,8 @@ def test_a_pair_alone_gives_what_it_gives_in_a_batch():
 
 def test_exchanging_the_photographs_exchanges_the_cues():
     semantic, fine, similarity, _ = scene(2)
-    found = common_foreground(semantic, fine, similarity)
-    swapped = common_foreground(semantic[::-1], fine[::-1], similarity[::-1])
+    found = common_foreground(semantic, fine, similarity, ALONG_FLOW)
+    swapped = common_foreground(semantic[::-1], fine[::-1], similarity[::-1], ALONG_FLOW)
     for side, other in zip(found, swapped[::-1], strict=True):
         torch.testing.assert_close(side.cues, other.cues, rtol=1e-3, atol=1e-3)
 
@@ -224,7 +232,7 @@ def test_no_gradient():
     for pair in (semantic, fine, similarity):
         for x in pair:
             x.requires_grad_()
-    for side in common_foreground(semantic, fine, similarity):
+    for side in common_foreground(semantic, fine, similarity, ALONG_FLOW):
         assert not side.cues.requires_grad and not side.soft.requires_grad
 
 
@@ -233,15 +241,17 @@ def test_flat_photographs_stay_finite():
     semantic = torch.ones(1, 4, 1, 1), torch.ones(1, 4, 1, 1)
     fine = torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     flat = torch.ones(1, 2, 2), torch.ones(1, 2, 2)
-    for side in common_foreground(semantic, fine, flat):
+    for side in common_foreground(semantic, fine, flat, ALONG_FLOW):
         assert bool(torch.isfinite(side.cues).all()) and bool(torch.isfinite(side.soft).all())
 
 
 def test_autocast_finds_the_same():
     semantic, fine, similarity, masks = scene(4)
     with torch.autocast("cpu", torch.bfloat16):
-        found = common_foreground(semantic, fine, similarity)
-    for side, expected, mask in zip(found, common_foreground(semantic, fine, similarity), masks, strict=True):
+        found = common_foreground(semantic, fine, similarity, ALONG_FLOW)
+    for side, expected, mask in zip(
+        found, common_foreground(semantic, fine, similarity, ALONG_FLOW), masks, strict=True
+    ):
         assert side.cues.dtype == side.soft.dtype == torch.float32
         torch.testing.assert_close(side.cues, expected.cues, rtol=0, atol=0.05)
         assert float(overlap(side, mask).min()) > 0.8

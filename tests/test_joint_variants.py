@@ -190,7 +190,7 @@ def test_without_cues_of_flow_masks_see_none(monkeypatch: pytest.MonkeyPatch):
         for stage, changed in zip(plain.rounds, other.rounds, strict=True):
             assert torch.equal(stage.logits_a, changed.logits_a) != flow_cues
             assert torch.equal(stage.logits_b, changed.logits_b) != flow_cues
-        assert torch.equal(plain.foreground[0].soft, other.foreground[0].soft) != flow_cues
+            assert torch.equal(stage.foreground[0].soft, changed.foreground[0].soft) != flow_cues
 
 
 @torch.no_grad()
@@ -255,7 +255,7 @@ def test_an_untrained_model_segments_by_the_foreground():
     model = JointModel(TINY)
     output = model(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 48, 64), 1)
     for stage in output.rounds:
-        for logits, found in zip((stage.logits_a, stage.logits_b), output.foreground, strict=True):
+        for logits, found in zip((stage.logits_a, stage.logits_b), stage.foreground, strict=True):
             soft = torch.logit(found.soft)[:, None]
             expected = F.interpolate(soft, size=logits.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
             torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
