@@ -15,6 +15,7 @@ from cosegflow.ablation.rows import Row, changed_settings, choose_rows, configur
 from cosegflow.ablation.table import Measurement
 from cosegflow.atomic_file import replaced
 from cosegflow.joint.config import FitConfig
+from cosegflow.joint.fit_data import find_photographs
 
 JOB_NAME, RESULT_NAME, FINISHED_NAME, LOG_NAME = "job.json", "result.csv", "finished.json", "log.txt"
 
@@ -66,6 +67,13 @@ class Job:
         plain = plain_settings(config)
         if "data.root" in self.overrides:
             plain["data.root"] = str(config.data.root)
+        photographs = find_photographs(config.data)
+        if photographs is not None:  # where they lie does not matter, which they are does
+            found = sorted(f"{path.parent.name}/{path.name}" for path in photographs.glob("*/*"))
+            listed = hashlib.sha256("\n".join(found).encode()).hexdigest()[:12]
+            plain["data.photographs"] = f"{photographs.name}, {len(found)} files, {listed}"
+        else:
+            plain["data.photographs"] = None
         if self.row.method != "trained":
             plain = {name: value for name, value in plain.items() if name.startswith("model.")}
         return {**plain, "method": self.row.method}

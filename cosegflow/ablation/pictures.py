@@ -26,7 +26,7 @@ from cosegflow.benchmarks.provenance import built_from, output_of
 from cosegflow.configuration import build, read_yaml
 from cosegflow.data.composer import ComposedPairs
 from cosegflow.data.pair import Pair
-from cosegflow.data.sources import Library, has_stamps, load_library
+from cosegflow.data.sources import Library, load_library
 from cosegflow.joint.checkpoint import load_checkpoint
 from cosegflow.joint.config import FitConfig
 from cosegflow.joint.model import JointModel
@@ -79,10 +79,7 @@ def free_library(trained: Library | None) -> Library:
 
 def _trained_on(config: FitConfig) -> Library | None:
     """The stamps and backgrounds that a run composed its samples of."""
-    if "stamps" not in config.data.dataset.split("+"):
-        return None
-    root = config.data.root
-    return load_library(root if root is not None and has_stamps(root) else None).split()[0]
+    return load_library(config.data.root).split()[0] if config.data.dataset == "stamps" else None
 
 
 def _iou(found: Prediction, pair: Pair) -> float:

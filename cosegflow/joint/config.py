@@ -123,6 +123,8 @@ class TrainConfig:
         for name in ("steps", "validate_every", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: need at least 1, got {getattr(self, name)}")
+        if self.supervision == "exact" and self.task != "joint":
+            raise ValueError(f"supervision: 'exact' trains both tasks; need task 'joint', got {self.task!r}")
         if self.contrast_size < 16 or self.contrast_size % 16:
             raise ValueError(f"contrast_size: need a multiple of 16, got {self.contrast_size}")
         used = [name for name in vars(self.weights) if name not in IDLE_LOSSES[self.task]]
@@ -167,7 +169,7 @@ class DataConfig:
     """held-out samples in a validation; 0 does not validate"""
 
     def __post_init__(self) -> None:
-        if self.dataset != "stamps" and self.photographs not in (None, AUTO):
+        if self.dataset.strip().lower() != "stamps" and self.photographs not in (None, AUTO):
             raise ValueError(f"photographs: only stamps are mixed with them, got dataset {self.dataset!r}")
         if self.size < 16 or self.size % 16:
             raise ValueError(f"size: need a multiple of 16, got {self.size}")

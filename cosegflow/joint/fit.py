@@ -33,7 +33,7 @@ from cosegflow.joint.checkpoint import (
     save_pretrained,
 )
 from cosegflow.joint.config import FitConfig, Task, TrainConfig
-from cosegflow.joint.fit_data import FitData
+from cosegflow.joint.fit_data import FitData, find_photographs
 from cosegflow.joint.model import ModelConfig
 from cosegflow.joint.module import SCORE, JointModule
 from cosegflow.report import OutputError, check_output
@@ -123,7 +123,7 @@ def _strategy(train: TrainConfig, world: int) -> Any:
     if train.strategy != "auto" or world == 1:
         return train.strategy
     w = train.weights
-    masks = max(w.matching, w.rejection, w.price, w.task, w.contrast, w.edges, w.area) > 0
+    masks = max(w.matching, w.rejection, w.price, w.foreground, w.pasted, w.task, w.contrast, w.edges, w.area) > 0
     return DDPStrategy(find_unused_parameters=train.task == "joint" and not masks)
 
 
@@ -151,18 +151,20 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
     out = check_output(config.out, "--out")
     check_folder(out, resume)
     quiet_lightning()
-    config = replace(config, model=model_of_task(config.model, config.train.task))
+    # What "auto" found here is what a resumed run goes on with, and what config.yaml says.
+    data = replace(config.data, photographs=find_photographs(config.data))
+    config = replace(config, data=data, model=model_of_task(config.model, config.train.task))
     if resume is not None:
         check_resume(stored_configuration(resume, "--resume"), config, "--resume")
-    data = FitData(config.data, config.train.seed, truth=config.train.supervision == "exact")
+    samples = FitData(config.data, config.train.seed, truth=config.train.supervision == "exact")
     local, machines = world_size(config.train)
     world = local * machines
     if 0 < config.data.validation < world:
         raise ConfigurationError(f"data.validation: need 0 or at least one sample for each of {world} processes")
     train = config.train
     if train.epochs is not None:
-        train = replace(train, steps=math.ceil(train.epochs * data.epoch_length / (config.data.batch * world)))
-    data.steps = train.steps
+        train = replace(train, steps=math.ceil(train.epochs * samples.epoch_length / (config.data.batch * world)))
+    samples.steps = train.steps
     lightning.seed_everything(train.seed, verbose=False)
     module = JointModule(config.model, train, backbone)
     extra = {"version": __version__, "configuration": to_plain(config), "own_backbone": module.model.own_backbone}
@@ -176,7 +178,7 @@ def fit(config: FitConfig, resume: Path | None = None, backbone: nn.Module | Non
     if trainer.is_global_zero:
         _start_folder(config)
     try:
-        run_trainer(trainer, module, datamodule=data, ckpt_path=resume)
+        run_trainer(trainer, module, datamodule=samples, ckpt_path=resume)
     except KeyboardInterrupt:
         last = out / LAST_NAME
         kept = f"{last} is kept; go on with: cosegflow fit --out {shlex.quote(str(out))} --resume"

@@ -52,6 +52,8 @@ class StepLoader(DataLoader):
 
 def find_photographs(config: DataConfig) -> Path | None:
     """The folder of photographs by category that the stamps are mixed with; None: none."""
+    if config.dataset.strip().lower() != "stamps":
+        return None
     if config.photographs != AUTO:
         return config.photographs
     if config.root is not None and str(config.root) == "none":
@@ -77,7 +79,7 @@ class FitData(lightning.LightningDataModule):
         self.config, self.steps = config, 0
         name = canonical_name(config.dataset)
         source = open_training_source(name, config.root)
-        photographs = find_photographs(config) if name == "stamps" else None
+        photographs = find_photographs(config)
         if photographs is not None:
             source = MixedSource([source, open_training_source("folder", photographs)])
         chosen: dict[str, Any] = {"size": config.size, "triplets": config.triplets}
