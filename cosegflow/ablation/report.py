@@ -19,6 +19,7 @@ from pathlib import Path
 from cosegflow.ablation import blocks, charts, picture_list
 from cosegflow.ablation.errors import AblationError
 from cosegflow.ablation.results import Results
+from cosegflow.ablation.rows import LENT
 from cosegflow.ablation.table import read_table
 from cosegflow.benchmarks import documents, plots
 
@@ -33,6 +34,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "joint_against_alone": lambda results: blocks.compared(results, "joint", blocks.ALONE),
     "joint_against_supervised": lambda results: blocks.compared(
         results, "joint", {"matching": "supervised", "masks": "supervised"}
+    ),
+    "joint_against_lent": lambda results: blocks.compared(results, "joint", {"matching": LENT, "masks": LENT}),
+    "joint_against_untrained": lambda results: blocks.compared(
+        results, "joint", {"matching": "untrained", "masks": "untrained"}
     ),
     "consistency": blocks.consistency,
     "without": blocks.without,

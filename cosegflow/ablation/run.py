@@ -68,12 +68,15 @@ def measure(job: Job) -> list[Measurement]:
     subject, spent = make_subject(job)
     library = load_library(job.data).split()[1]
     cache = ComposedCache(job.out / "cache", library, job.constants.size)
-    named = [(job.row.name, value) for value in evaluate(subject, cache, job.constants, job.root)]
+    constants = job.constants
+    if job.row.method == "trained" and not job.row.main:
+        constants = replace(constants, clutter=())  # a third of the time, for a question that the main rows answer
+    named = [(job.row.name, value) for value in evaluate(subject, cache, constants, job.root)]
     named += [(job.row.name, Value("", name, "", value, 0)) for name, value in spent.items()]
     if job.row.lent is not None:
         model = load_checkpoint(job.folder, "--out")
         model.config = replace(model.config, rounds=ModelConfig().rounds)
-        lent = evaluate(TrainedSubject(model), cache, job.constants, job.root)
+        lent = evaluate(TrainedSubject(model), cache, constants, job.root)
         named += [(job.row.lent, value) for value in lent]
     settings, digest = job.settings, job.digest
     return [

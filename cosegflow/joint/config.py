@@ -68,7 +68,7 @@ class TrainConfig:
     supervision: Literal["none", "exact"] = "none"
     """exact: the composer's flow and masks teach, of stamps only; what the lack of annotation costs"""
     weights: LossWeights = field(default_factory=LossWeights)
-    steps: int = 600
+    steps: int = 400
     """optimiser steps in all"""
     epochs: float | None = None
     """passes over the photographs, instead of steps"""
