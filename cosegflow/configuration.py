@@ -109,7 +109,9 @@ def _convert(value: Any, kind: Any) -> Any:
     """`value`, from YAML or text, as `kind`; ValueError where it is none."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("null", "none", "")):
+        # "none" is a value of paths: stamps of no folder (`load_library`).
+        nothing = ("null", "") if Path in arguments else ("null", "none", "")
+        if value is None or (isinstance(value, str) and value.lower() in nothing):
             return None if type(None) in arguments else _convert(value, arguments[0])
         for choice in arguments:
             if choice is not type(None):

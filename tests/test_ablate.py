@@ -16,6 +16,8 @@ from torch import Tensor
 
 pytest.importorskip("lightning", reason="the joint extra is not installed")
 
+from fit_runs import draw_folder
+
 from cosegflow import ablate_command, cli
 from cosegflow.ablation import run as run_module
 from cosegflow.ablation import schedule
@@ -283,6 +285,11 @@ def test_a_job_is_written_and_read(tmp_path: Path):
     assert other.digest != job.digest and replace(job, seed=1).digest == job.digest
     assert replace(job, constants=SMALL).digest != job.digest
     assert replace(job, constants=SMALL).training_digest == job.training_digest, "evaluated anew, not trained anew"
+    photographs = draw_folder(tmp_path / "photographs")
+    seen = [jobs(tmp_path, "--rows", "joint", "--set", f"data.photographs={photographs}")[0].digest for _ in range(2)]
+    next(photographs.glob("*/*")).unlink()
+    seen += [jobs(tmp_path, "--rows", "joint", "--set", f"data.photographs={photographs}")[0].digest]
+    assert seen[0] == seen[1] != seen[2] != job.digest, "which photographs there are decides what is trained"
     (job.folder / "kept").touch()
     job.write()
     assert (job.folder / "kept").is_file()

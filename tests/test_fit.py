@@ -351,6 +351,7 @@ def test_photographs_beside_the_stamps(tmp_path: Path, photographs: Path, monkey
     """auto is Caltech-101 where it lies beside the stamps; else there are none, as where the stamps are "none"."""
     assert find_photographs(DataConfig(photographs=tmp_path)) == tmp_path
     assert find_photographs(DataConfig(photographs=None)) is None
+    assert find_photographs(DataConfig(photographs=Path("none"))) is None
     monkeypatch.setenv("COSEGFLOW_DATA", str(tmp_path))
     assert find_photographs(DataConfig()) is None
     beside = tmp_path / "Caltech-101" / "101_ObjectCategories"
@@ -375,6 +376,18 @@ def test_exact_supervision_through_the_command(tmp_path: Path, photographs: Path
         assert cli.main(options) == 2
         assert "train.supervision: 'exact' needs data.dataset stamps" in one_line(capsys)
     assert cli.main([*stamps, "--data.photographs", "null", "--out", str(tmp_path / "stamps")]) == 0
+    with pytest.raises(ValueError, match="supervision: 'exact' trains both tasks; need task 'joint', got 'match-only'"):
+        TrainConfig(supervision="exact", task="match-only")
+
+
+def test_a_run_says_which_photographs_auto_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    beside = draw_folder(tmp_path / "Caltech-101" / "101_ObjectCategories")
+    options = ["fit", *TINY, "--data.dataset", "stamps", "--data.root", "none", "--train.steps", "1"]
+    assert cli.main([*options, "--out", str(tmp_path / "none")]) == 0
+    assert "photographs: null" in (tmp_path / "none" / "config.yaml").read_text()
+    monkeypatch.setattr("cosegflow.joint.fit.find_photographs", lambda config: beside)
+    assert cli.main([*options, "--out", str(tmp_path / "some")]) == 0
+    assert f"photographs: {beside}" in (tmp_path / "some" / "config.yaml").read_text()
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(

@@ -55,7 +55,7 @@ def find_photographs(config: DataConfig) -> Path | None:
     if config.dataset.strip().lower() != "stamps":
         return None
     if config.photographs != AUTO:
-        return config.photographs
+        return None if str(config.photographs) == "none" else config.photographs
     if config.root is not None and str(config.root) == "none":
         return None
     roots = usual_folders() if config.root is None else [config.root]
