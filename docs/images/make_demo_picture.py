@@ -39,7 +39,7 @@ def main() -> None:
         )
         pair = compose_pair(np.random.default_rng(seed), library, truth=False)
         found = predict(model, pair.image_a[None], pair.image_b[None])
-        panels += pair_cells(pair, found, 0)[:6]
+        panels += pair_cells(pair.image_a, pair.image_b, found, 0)[:6]
     pair_figure(panels, Path(__file__).with_name("demo.png"), columns=6, dpi=85)
 
 
