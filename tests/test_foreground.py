@@ -255,3 +255,15 @@ def test_autocast_finds_the_same():
         assert side.cues.dtype == side.soft.dtype == torch.float32
         torch.testing.assert_close(side.cues, expected.cues, rtol=0, atol=0.05)
         assert float(overlap(side, mask).min()) > 0.8
+
+
+def test_a_batch_on_two_threads():
+    """torch's batched LU fails there, so the discriminant must not use it."""
+    torch.set_num_threads(2)  # the fixture sets back what it was
+    a, b = torch.rand(4, 24, 8, 8), torch.rand(4, 24, 8, 8)
+    weights = torch.rand(4, 8, 8), torch.rand(4, 8, 8)
+    found = discriminant(a, b, *weights)
+    for i in range(4):
+        alone = discriminant(a[i : i + 1], b[i : i + 1], weights[0][i : i + 1], weights[1][i : i + 1])
+        for one, other in zip(found, alone, strict=True):
+            torch.testing.assert_close(one[i], other[0], rtol=1e-3, atol=1e-4)

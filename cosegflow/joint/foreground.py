@@ -138,7 +138,9 @@ def discriminant(a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> tu
     covariance = centred.transpose(1, 2) @ centred / both.shape[1]
     diagonal = covariance.diagonal(dim1=1, dim2=2)
     diagonal += SHRINKAGE * diagonal.mean(1, keepdim=True) + 1e-8  # a view: adds to the covariance
-    direction = torch.linalg.solve(covariance, (one - zero).transpose(1, 2))
+    # Not `linalg.solve`: the batched LU of torch 2.13's CPU build fails with more than one thread.
+    factor = torch.linalg.cholesky_ex(covariance).L
+    direction = torch.cholesky_solve((one - zero).transpose(1, 2), factor)
     projected = (both @ direction)[..., 0]
     count = weight_a[0].numel()
     return projected[:, :count].view_as(weight_a), projected[:, count:].view_as(weight_b)
