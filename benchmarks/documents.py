@@ -1,10 +1,12 @@
 """Generated parts of documents: what is between `<!-- measured: NAME -->` and `<!-- end -->`, and tables for it."""
 
 import difflib
-import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from cosegflow.atomic_file import replaced
 
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -56,7 +58,26 @@ def write(path: Path, text: str) -> bool:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return True
+
+
+def run(check: Callable[[], list[str]] | None, publish: Callable[[], list[Path]], advice: str, name: str) -> int:
+    """The body of a command: prints what differs (0 or 1), or without `check` publishes and prints the paths.
+
+    An error is one line on stderr that begins with `name`, and 2.
+    """
+    try:
+        if check is not None:
+            differences = check()
+            print(*differences, sep="\n", end="\n" if differences else "")
+            if differences:
+                print(advice, file=sys.stderr)
+            return 1 if differences else 0
+        for path in publish():
+            print(path)
+    except (ValueError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    return 0

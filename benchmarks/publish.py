@@ -231,19 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a document or plot differs")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout (default: this one)")
     options = parser.parse_args(arguments)
-    try:
-        if options.check:
-            differences = check(options.root)
-            print(*differences, sep="\n", end="\n" if differences else "")
-            if differences:
-                print("README, docs and results disagree: run `make bench-report`", file=sys.stderr)
-            return 1 if differences else 0
-        for path in publish(options.root):
-            print(path)
-    except (ValueError, OSError) as error:
-        print(f"publish: {error}", file=sys.stderr)
-        return 2
-    return 0
+    compared = (lambda: check(options.root)) if options.check else None
+    advice = "README, docs and results disagree: run `make bench-report`"
+    return documents.run(compared, lambda: publish(options.root), advice, "publish")
 
 
 if __name__ == "__main__":

@@ -98,13 +98,12 @@ def _resume_path(arguments: argparse.Namespace, out: Path) -> Path | None:
     Raises:
         ConfigurationError: --resume names no file.
     """
-    from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME
+    from cosegflow.joint.checkpoint import find_training_state
 
     if arguments.resume is None:
         return None
     if arguments.resume == "auto":
-        # Killed after a validation and before its first regular checkpoint, a run has only a best state.
-        found = next((out / name for name in (LAST_NAME, BEST_NAME) if (out / name).is_file()), None)
+        found = find_training_state(out)
         if found is None:
             print(f"cosegflow: --resume: {out} has no training state; starting from the first step", file=sys.stderr)
         return found

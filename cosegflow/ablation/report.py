@@ -129,19 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the document or a plot differs")
     options = parser.parse_args(arguments)
     csv = options.csv or newest()
-    try:
-        if options.check:
-            differences = check(csv, options.docs)
-            print(*differences, sep="\n", end="\n" if differences else "")
-            if differences:
-                print("docs/results.md and the results disagree: run `make ablate-report`", file=sys.stderr)
-            return 1 if differences else 0
-        for path in publish(csv, options.docs):
-            print(options.docs / path)
-    except (ValueError, OSError) as error:
-        print(f"cosegflow: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    docs = options.docs
+    compared = (lambda: check(csv, docs)) if options.check else None
+    advice = "docs/results.md and the results disagree: run `make ablate-report`"
+    return documents.run(compared, lambda: [docs / path for path in publish(csv, docs)], advice, "cosegflow: error")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from cosegflow.ablation.table import Measurement, write_table
 from cosegflow.atomic_file import replaced
 from cosegflow.benchmarks.provenance import provenance
 from cosegflow.data.sources import load_library
-from cosegflow.joint.checkpoint import BEST_NAME, LAST_NAME, load_checkpoint, load_training_state
+from cosegflow.joint.checkpoint import find_training_state, load_checkpoint, load_training_state
 from cosegflow.joint.fit import fit
 from cosegflow.joint.model import JointModel, ModelConfig
 
@@ -37,7 +37,7 @@ def train(job: Job) -> dict[str, float]:
     record = job.folder / FINISHED_NAME
     if record.is_file() and (job.folder / "model").is_dir():
         return {str(k): float(v) for k, v in json.loads(record.read_text(encoding="utf-8")).items()}
-    resume = next((p for p in (job.folder / LAST_NAME, job.folder / BEST_NAME) if p.is_file()), None)
+    resume = find_training_state(job.folder)
     first = 0 if resume is None else int(load_training_state(resume, "resume")["global_step"])
     start = time.monotonic()
     result = fit(job.config, resume)
@@ -74,7 +74,8 @@ def measure(job: Job) -> list[Measurement]:
     named = [(job.row.name, value) for value in evaluate(subject, cache, constants, job.root)]
     named += [(job.row.name, Value("", name, "", value, 0)) for name, value in spent.items()]
     if job.row.lent is not None:
-        model = load_checkpoint(job.folder, "--out")
+        assert isinstance(subject, TrainedSubject)
+        model = subject.model
         model.config = replace(model.config, rounds=ModelConfig().rounds)
         lent = evaluate(TrainedSubject(model), cache, constants, job.root)
         named += [(job.row.lent, value) for value in lent]

@@ -1,14 +1,14 @@
 """What is evaluated: a trained model, its untrained self, or nearest neighbours, behind one interface."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cosegflow.evaluate import Predictor, ZeroShotPredictor
+from cosegflow.evaluate.predictors import ModelPredictor
 from cosegflow.joint.model import JointModel, ModelConfig
-from cosegflow.joint.predict import Prediction, predict, predict_rounds
-from cosegflow.metrics import transfer_keypoints
+from cosegflow.joint.predict import Prediction, predict_rounds
 
 
 class Subject(Predictor, Protocol):
@@ -26,29 +26,17 @@ class Subject(Predictor, Protocol):
         ...
 
 
-class TrainedSubject:
+class TrainedSubject(ModelPredictor):
     """A trained model."""
 
     def __init__(self, model: JointModel, masks: bool = True) -> None:
-        self.model, self.masks, self.refines = model.eval(), masks, masks
+        super().__init__(model)
+        self.masks, self.refines = masks, masks
         self.used = model.config.rounds if masks else 0
-        self.device = torch.device("cpu")
 
     def rounds(self, image_a: Tensor, image_b: Tensor, count: int) -> list[Prediction]:
         """See `Subject.rounds`."""
         return predict_rounds(self.model, image_a, image_b, count)
-
-    def predict(self, image_a: Tensor, image_b: Tensor) -> Prediction:
-        """See `Predictor.predict`."""
-        return predict(self.model, image_a[None], image_b[None])
-
-    def transfer(self, image_a: Tensor, image_b: Tensor, points: Tensor) -> Tensor:
-        """See `Predictor.transfer`."""
-        return transfer_keypoints(self.predict(image_a, image_b).flow_ab, points[None])[0]
-
-    def describe(self) -> dict[str, Any]:
-        """See `Predictor.describe`."""
-        return {"method": "trained", "backbone": self.model.config.backbone}
 
 
 class ZeroShotSubject(ZeroShotPredictor):

@@ -10,6 +10,7 @@ from torch import Tensor
 from cosegflow.evaluate.errors import EvaluationError
 from cosegflow.joint.backbones import make_backbone
 from cosegflow.joint.checkpoint import load_checkpoint
+from cosegflow.joint.model import JointModel
 from cosegflow.joint.predict import Prediction, predict
 from cosegflow.joint.zero_shot import IMAGE_SIZE, ZeroShotMatcher
 from cosegflow.metrics import transfer_keypoints
@@ -52,15 +53,12 @@ def _to_cpu(found: Prediction) -> Prediction:
     return Prediction(*(value.cpu() for value in found))
 
 
-class CheckpointPredictor:
-    """A trained model; key points move by its flow, interpolated bilinearly at the photographs' own sizes."""
+class ModelPredictor:
+    """A model; key points move by its flow, interpolated bilinearly at the photographs' own sizes."""
 
-    def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
-        """Raises:
-        CheckpointError: the checkpoint cannot be used.
-        """
-        self.path, self.device = Path(path), torch.device(device)
-        self.model = load_checkpoint(path, "--checkpoint").to(self.device)
+    def __init__(self, model: JointModel, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device)
 
     def predict(self, image_a: Tensor, image_b: Tensor) -> Prediction:
         """See `Predictor.predict`."""
@@ -69,6 +67,21 @@ class CheckpointPredictor:
     def transfer(self, image_a: Tensor, image_b: Tensor, points: Tensor) -> Tensor:
         """See `Predictor.transfer`."""
         return transfer_keypoints(self.predict(image_a, image_b).flow_ab, points[None])[0]
+
+    def describe(self) -> dict[str, Any]:
+        """See `Predictor.describe`."""
+        return {"method": "model", "backbone": self.model.config.backbone, "masks": "predicted"}
+
+
+class CheckpointPredictor(ModelPredictor):
+    """A trained model of a run or a file."""
+
+    def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
+        """Raises:
+        CheckpointError: the checkpoint cannot be used.
+        """
+        self.path = Path(path)
+        super().__init__(load_checkpoint(path, "--checkpoint"), device)
 
     def describe(self) -> dict[str, Any]:
         """Method, backbone, what the masks are, path and SHA-256 of a checkpoint that is one file."""

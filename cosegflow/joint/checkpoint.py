@@ -26,6 +26,14 @@ CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 LAST_NAME, BEST_NAME = "last.safetensors", "best.safetensors"
 
 
+def find_training_state(folder: Path) -> Path | None:
+    """The state that a run in `folder` goes on from, where there is one.
+
+    Killed after a validation and before its first regular checkpoint, a run has only a best state.
+    """
+    return next((folder / name for name in (LAST_NAME, BEST_NAME) if (folder / name).is_file()), None)
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; one line that names the argument."""
 

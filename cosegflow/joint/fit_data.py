@@ -52,12 +52,10 @@ class StepLoader(DataLoader):
 
 def find_photographs(config: DataConfig) -> Path | None:
     """The folder of photographs by category that the stamps are mixed with; None: none."""
-    if config.dataset.strip().lower() != "stamps":
+    if canonical_name(config.dataset) != "stamps":
         return None
     if config.photographs != AUTO:
         return None if str(config.photographs) == "none" else config.photographs
-    if config.root is not None and str(config.root) == "none":
-        return None
     roots = usual_folders() if config.root is None else [config.root]
     found = (root / "Caltech-101" / "101_ObjectCategories" for root in roots)
     return next((folder for folder in found if folder.is_dir()), None)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import cosegflow
 from cosegflow.joint.losses import match_level
+from cosegflow.joint.matcher import score_along
 from cosegflow.joint.standardise import standardise
 
 LEVEL = 0.6
@@ -100,10 +100,7 @@ def scores_along(a: Tensor, b: Tensor, flow_ab: Tensor, flow_ba: Tensor) -> tupl
         F.normalize(F.interpolate(x.float() - mean, size=grid, mode="bilinear", align_corners=False), dim=1)
         for x, grid in zip((a, b), grids, strict=True)
     ]
-    return (
-        (sides[0] * cosegflow.warp(sides[1], flow_ab)).sum(1),
-        (sides[1] * cosegflow.warp(sides[0], flow_ba)).sum(1),
-    )
+    return score_along(sides[0], sides[1], flow_ab), score_along(sides[1], sides[0], flow_ba)
 
 
 def _prototype(a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> tuple[Tensor, Tensor]:

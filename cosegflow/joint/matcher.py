@@ -21,6 +21,11 @@ def spatial_size(values: Tensor) -> tuple[int, int]:
     return values.shape[-2], values.shape[-1]
 
 
+def score_along(near: Tensor, far: Tensor, flow: Tensor) -> Tensor:
+    """<f(p), g(p + flow(p))>, (B, H, W): how well features (B, C, H, W) fit those where the flow points."""
+    return (near * cosegflow.warp(far, flow)).sum(1)
+
+
 class Adapter(nn.Module):
     """Turns a feature pyramid into descriptors of unit length on the grid of stride 8 (or 4).
 

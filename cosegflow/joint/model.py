@@ -13,7 +13,17 @@ import cosegflow
 from cosegflow.joint.backbones import as_backbone, make_backbone
 from cosegflow.joint.decoder import MaskDecoder
 from cosegflow.joint.foreground import ALONG_FLOW, BEST_MATCH, Foreground, common_foreground, scores_along
-from cosegflow.joint.matcher import Adapter, DenseMatcher, Encoded, Frozen, Gate, Matching, Pyramid, gate_mask
+from cosegflow.joint.matcher import (
+    Adapter,
+    DenseMatcher,
+    Encoded,
+    Frozen,
+    Gate,
+    Matching,
+    Pyramid,
+    gate_mask,
+    score_along,
+)
 from cosegflow.joint.paper_decoder import PaperDecoder
 from cosegflow.joint.parametric import ParametricMatcher, correlation_volume
 from cosegflow.joint.smoothing import robust_flow
@@ -138,11 +148,6 @@ def _closeness(flow: Tensor, back: Tensor) -> Tensor:
     """exp(-(e / u)^2) in (0, 1], (B, H, W): e the error of the flow there and back, u a tenth of the grid's side."""
     unit = 0.1 * max(flow.shape[-2:])
     return torch.exp(-(flow + cosegflow.warp(back, flow)).square().sum(1) / unit**2)
-
-
-def _score(near: Tensor, far: Tensor, flow: Tensor) -> Tensor:
-    """<f(p), g(p + flow(p))>, (B, H, W)."""
-    return (near * cosegflow.warp(far, flow)).sum(1)
 
 
 class JointModel(nn.Module):
@@ -316,7 +321,9 @@ class JointModel(nn.Module):
             if masks is not None:
                 warped = cosegflow.warp(masks[other].unsqueeze(1), flow).squeeze(1) - 0.5
             cycle = _closeness(flow, back)
-            sides.append((near.similarity, _score(f_near, f_far, flow), cycle - 0.5, near.confidence - 0.5, warped))
+            sides.append(
+                (near.similarity, score_along(f_near, f_far, flow), cycle - 0.5, near.confidence - 0.5, warped)
+            )
         similar = standardise(sides[0][0], sides[1][0])
         fitting = standardise(sides[0][1], sides[1][1])
         stacked = []

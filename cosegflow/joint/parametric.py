@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cosegflow
-from cosegflow.joint.matcher import Describe, Encoded, Gate, Matching, spatial_size
+from cosegflow.joint.matcher import Describe, Encoded, Gate, Matching, score_along, spatial_size
 from cosegflow.joint.tps import IDENTITY, ThinPlate, apply_affine, grid_points, to_flow
 
 SIDE = 15
@@ -123,7 +123,7 @@ class ParametricMatcher(nn.Module):
         affine, bend = self._transform(pair, describe, *gates)
         fa, fb = pair.features_a, pair.features_b
         flow = self.flows(affine, bend, spatial_size(fa), spatial_size(fb))
-        score = (fa * cosegflow.warp(fb, flow)).sum(1)
+        score = score_along(fa, fb, flow)
         confidence = score.detach().clamp(0, 1).float()
         return Matching(flow, confidence, similarity, self.flows(affine, None, spatial_size(fa), spatial_size(fb)))
 
