@@ -207,7 +207,7 @@ class JointModule(lightning.LightningModule):
         """The losses `SELF_SUPERVISED` from one image of each pair, a or b.
 
         It is warped by a known map, its colours change, and what its mask calls foreground is pasted onto the sample's
-        `ground`. Then matching and mask of this new photograph are known. In every other sample the whole photograph is
+        `ground`. Then matching and mask of this new photograph are known. In half of the samples the whole photograph is
         pasted: more positions to match, no mask.
         """
         assert isinstance(batch.number, Tensor)

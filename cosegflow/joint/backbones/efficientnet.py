@@ -12,7 +12,7 @@ from cosegflow.joint.backbones.weights import load_state, read_state
 
 
 def _fold_batch_norm(net: Any) -> None:
-    """Writes each batch norm's frozen affine map into the convolution before it; on the CPU 1.7 times as fast."""
+    """Writes each batch norm's frozen affine map into the convolution before it: the same function, faster."""
     pairs = [(net, "_conv_stem", "_bn0"), (net, "_conv_head", "_bn1")]
     for block in net._blocks:
         names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
