@@ -207,8 +207,8 @@ class JointModule(lightning.LightningModule):
         """The losses `SELF_SUPERVISED` from one image of each pair, a or b.
 
         It is warped by a known map, its colours change, and what its mask calls foreground is pasted onto the sample's
-        `ground`. Then matching and mask of this new photograph are known. In half of the samples the whole photograph is
-        pasted: more positions to match, no mask.
+        `ground`. Then matching and mask of this new photograph are known. In half of the samples the whole photograph
+        is pasted: more positions to match, no mask.
         """
         assert isinstance(batch.number, Tensor)
         # By the number's second and third bit: the first one tells stamps from photographs where both are mixed.
