@@ -11,6 +11,9 @@ struct MatchParams {
   int64_t height_a = 0, width_a = 0, height_b = 0, width_b = 0;
   bool normalize = true;  // divide each feature by max(its L2 norm over C, 1e-12)
   bool simple = false;    // CUDA: the plainly right kernels instead of the fast ones
+  bool portable = false;  // CUDA: of the fast kernels those that run on every architecture, not this one's own
+  // CUDA, float32: how products are rounded on the way to float32 sums.
+  Precision precision = Precision::kHighest;
   // Backward: the most bytes that the chunk of recomputed scores may take (0: a default).
   size_t chunk_bytes = 0;
 

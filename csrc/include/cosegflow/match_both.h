@@ -22,6 +22,9 @@ struct MatchBothParams {
   int64_t height_a = 0, width_a = 0, height_b = 0, width_b = 0;
   bool normalize = true;  // divide each feature by max(its L2 norm over C, 1e-12)
   bool simple = false;    // CUDA: the plainly right kernels, one direction after the other
+  bool portable = false;  // CUDA: of the fast kernels those that run on every architecture, not this one's own
+  // CUDA, float32: how products are rounded on the way to float32 sums.
+  Precision precision = Precision::kHighest;
   // The most bytes that a chunk of intermediate results may take (0: a default). CUDA only.
   size_t chunk_bytes = 0;
 
