@@ -60,6 +60,8 @@ def _cpu_flags() -> list[str]:
 
 def _operation_of(cu: Path, operations: Iterable[str]) -> str | None:
     """The operation that csrc/cuda/<file or folder> belongs to, by the longest matching prefix of its name."""
+    if cu.parts[0] == "primitives":
+        return None  # what every operation may use
     fits = [op for op in operations if cu.parts[0] == op or cu.parts[0].startswith((op + "_", op + "."))]
     return max(fits, key=len, default=None)
 

@@ -12,3 +12,4 @@
 #include "hostsim/atomics.h"
 #include "hostsim/collectives.h"
 #include "hostsim/device_math.h"
+#include "hostsim/hopper.h"

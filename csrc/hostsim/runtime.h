@@ -38,6 +38,7 @@ struct Launch {
   const void* kernel;           // its address: the key to its name
   void (*body)(void* context);  // calls the kernel, once per thread
   void* context;
+  bool hopper;  // a kernel for sm_90: more shared memory
 };
 
 Status run(const Launch& launch);

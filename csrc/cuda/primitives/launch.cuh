@@ -7,6 +7,9 @@
 //     ...
 //   }
 //   return launch(scale_kernel<float>, grid, 256, bytes, stream, x, n);
+//
+// A kernel for sm_90 alone takes CSF_HOPPER_SHARED (1024-byte aligned, as swizzled tiles must be) and launch_hopper,
+// which allow 227 KB of shared memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,12 +29,15 @@
   static constexpr ::cosegflow::hostsim::SharedSite name##_shared_site{#name, sizeof(Type), alignof(Type)}; \
   Type& name = *reinterpret_cast<Type*>(::cosegflow::hostsim::static_shared(name##_shared_site))
 #define CSF_DYNAMIC_SHARED(Type, name) Type* name = reinterpret_cast<Type*>(::cosegflow::hostsim::dynamic_shared())
+#define CSF_HOPPER_SHARED(Type, name) CSF_DYNAMIC_SHARED(Type, name)
 
 namespace cosegflow {
 
+namespace detail {
+
 template <class... P, class... A>
-Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared_bytes, hostsim::LaunchSite site,
-              A... args) {
+Status launch_with(bool hopper, void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared_bytes,
+                   hostsim::LaunchSite site, A... args) {
   static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
   // Every thread gets its own copies of the parameters, as on the device.
   struct Call {
@@ -42,7 +48,22 @@ Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared
     const Call& c = *static_cast<const Call*>(context);
     std::apply(c.kernel, c.args);
   };
-  return hostsim::run({grid, block, dynamic_shared_bytes, site, reinterpret_cast<const void*>(kernel), body, &call});
+  return hostsim::run(
+      {grid, block, dynamic_shared_bytes, site, reinterpret_cast<const void*>(kernel), body, &call, hopper});
+}
+
+}  // namespace detail
+
+template <class... P, class... A>
+Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared_bytes, hostsim::LaunchSite site,
+              A... args) {
+  return detail::launch_with(false, kernel, grid, block, dynamic_shared_bytes, site, args...);
+}
+
+template <class... P, class... A>
+Status launch_hopper(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared_bytes, hostsim::LaunchSite site,
+                     A... args) {
+  return detail::launch_with(true, kernel, grid, block, dynamic_shared_bytes, site, args...);
 }
 
 inline Status memset_async(void* p, int value, size_t bytes, Stream) {
@@ -59,6 +80,9 @@ inline Status memset_async(void* p, int value, size_t bytes, Stream) {
 #define CSF_DYNAMIC_SHARED(Type, name)                                              \
   extern __shared__ __align__(128) unsigned char cosegflow_dynamic_shared_memory[]; \
   Type* name = reinterpret_cast<Type*>(cosegflow_dynamic_shared_memory)
+#define CSF_HOPPER_SHARED(Type, name)                                               \
+  extern __shared__ __align__(1024) unsigned char cosegflow_hopper_shared_memory[]; \
+  Type* name = reinterpret_cast<Type*>(cosegflow_hopper_shared_memory)
 
 namespace cosegflow {
 
@@ -117,6 +141,12 @@ Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared
   }
   if (error != cudaSuccess) (void)cudaGetLastError();
   return cuda_status(error);
+}
+
+template <class... P, class... A>
+Status launch_hopper(void (*kernel)(P...), dim3 grid, dim3 block, size_t dynamic_shared_bytes, Stream stream,
+                     A... args) {
+  return launch(kernel, grid, block, dynamic_shared_bytes, stream, args...);
 }
 
 inline Status memset_async(void* p, int value, size_t bytes, Stream stream) {

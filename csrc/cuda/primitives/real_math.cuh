@@ -19,6 +19,18 @@ CSF_HD constexpr A minus_infinity() {
 CSF_HD float exp_of(float d) { return exp2f(d * 1.4426950408889634f); }
 CSF_HD double exp_of(double d) { return exp(d); }
 
+// 2^x by the hardware's own instruction (relative error about 2^-22); results below 2^-126 are 0.
+CSF_HD float exp2_fast(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  const float y = exp2f(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
+#endif
+}
+
 CSF_HD float log_of(float x) { return logf(x); }
 CSF_HD double log_of(double x) { return log(x); }
 
