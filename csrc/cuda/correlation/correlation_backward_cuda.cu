@@ -115,7 +115,7 @@ Status backward(const CorrelationParams& p, void* workspace, Stream stream) {
   const Workspace<T> w(p, workspace);
   T* const grad_a = static_cast<T*>(p.grad_fa.data);
   T* const grad_b = static_cast<T*>(p.grad_fb.data);
-  if (why_not_fast(p) != nullptr) {
+  if (!takes_fast(p, "correlation backward")) {
     if (grad_a != nullptr) {
       if (Status s = backward_simple<T>(p, w, true, grad_a, stream); !s.ok()) return s;
     }

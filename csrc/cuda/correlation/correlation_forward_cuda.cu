@@ -81,9 +81,10 @@ size_t correlation_forward_workspace_bytes_cuda(const CorrelationParams& p) {
 Status correlation_forward_cuda(const CorrelationParams& p, void* workspace, Stream stream) {
   if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, correlation_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
+  const bool fast = takes_fast(p, "correlation");
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    return why_not_fast(p) != nullptr ? launch_simple<T>(p, stream) : launch_fast<T>(p, workspace, stream);
+    return fast ? launch_fast<T>(p, workspace, stream) : launch_simple<T>(p, stream);
   });
 }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "common/dispatch.h"
+#include "common/log.h"
 #include "local_correlation/local_correlation_common.cuh"
 #include "local_correlation/local_correlation_tile_kernel.cuh"
 
@@ -30,7 +31,9 @@ Status forward(const LocalCorrelationParams& p, void* workspace, Stream stream) 
   Arena arena(workspace);
   const Sides<T> sides(p, arena);
   if (Status s = compute_norms(p, sides, stream); !s.ok()) return s;
-  if (why_not_tiles(p) == nullptr) {
+  const char* const why_not = why_not_tiles(p);
+  log_path("local_correlation", why_not == nullptr ? "tiled kernel" : "simple kernels", why_not);
+  if (why_not == nullptr) {
     const int64_t warps = std::min<int64_t>(p.side(), TileShape::kShifts);
     return launch(&local_correlation_tile_kernel<T>, dim3(static_cast<unsigned>(tile_blocks(p))),
                   dim3(static_cast<unsigned>(32 * warps)), 0, stream, p, sides.a, sides.b);

@@ -99,6 +99,7 @@ Status soft_argmax_backward_cuda(const SoftArgmaxParams& p, void* workspace, Str
   if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, soft_argmax_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
   if (p.grad_corr == nullptr && p.grad_mask_b.data == nullptr && p.grad_beta.data == nullptr) return {};
+  log_kernels(p, "soft_argmax backward");
   return dispatch_floating(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return backward<T>(p, workspace, stream);

@@ -8,6 +8,7 @@
 #include "common/arena.h"
 #include "common/dispatch.h"
 #include "common/half.h"
+#include "common/log.h"
 #include "common/round_up.h"
 #include "common/soft_argmax_checks.h"
 #include "kernel_window.cuh"
@@ -130,6 +131,12 @@ Status launch_weights(const SoftArgmaxParams& p, Acc* log_weight, Stream stream)
   dim3 grid;
   if (Status s = grid_of(ceil_div(p.batch * targets(p), 256), grid); !s.ok()) return s;
   return launch(&soft_argmax_weight_kernel<Acc>, grid, dim3(256), 0, stream, p, log_weight);
+}
+
+// Says with COSEGFLOW_LOG=1 which kernels a call takes: the fast ones take whatever comes.
+inline void log_kernels(const SoftArgmaxParams& p, const char* operation) {
+  log_path(operation, p.simple ? "simple kernels" : "streaming kernels",
+           p.simple ? "the simple kernels were asked for" : nullptr);
 }
 
 inline bool aligned_rows(const void* volume, int64_t row_bytes) {

@@ -56,6 +56,7 @@ size_t soft_argmax_forward_workspace_bytes_cuda(const SoftArgmaxParams& p) {
 Status soft_argmax_forward_cuda(const SoftArgmaxParams& p, void* workspace, Stream stream) {
   if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, soft_argmax_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
+  log_kernels(p, "soft_argmax");
   return dispatch_floating(p.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return forward<T>(p, static_cast<accumulate_t<T>*>(Workspace(p, workspace).log_weight), stream);
