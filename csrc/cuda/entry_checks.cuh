@@ -1,4 +1,4 @@
-// What entry points ask before they choose kernels, besides common/entry_checks.h: the device's generation.
+// What entry points ask before they choose kernels, besides common/entry_checks.h: what the current device is.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,18 +9,41 @@ namespace cosegflow {
 
 inline bool half_type(DType t) { return t == DType::kFloat16 || t == DType::kBFloat16; }
 
-// The compute capability's first number, of the current device.
-inline int device_generation() {
 #if defined(COSEGFLOW_HOSTSIM)
-  return 9;
+
+// hostsim stands for a small Hopper GPU.
+inline int compute_capability() { return 90; }
+inline int multiprocessors() { return 6; }
+
 #else
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) {
     (void)cudaGetLastError();  // the launch will report it
     return 0;
   }
-  return major;
+  return value;
+}
+// The compute capability, such as 90.
+inline int compute_capability() {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
+}
+inline int multiprocessors() {
+  const int count = device_attribute(cudaDevAttrMultiProcessorCount);
+  return count < 1 ? 1 : count;
+}
+
+#endif
+
+inline int device_generation() { return compute_capability() / 10; }
+
+// Whether the build has code for sm_90a, the only one with wgmma: setup.py says so.
+constexpr bool built_for_hopper() {
+#if defined(COSEGFLOW_SM90A) || defined(COSEGFLOW_HOSTSIM)
+  return true;
+#else
+  return false;
 #endif
 }
 

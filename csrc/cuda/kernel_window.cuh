@@ -12,7 +12,7 @@ namespace cosegflow {
 
 // 1 / (2 sigma^2), finite, so that 0 * rate is 0.
 template <class Acc>
-__device__ __forceinline__ Acc window_rate(double sigma) {
+CSF_HD Acc window_rate(double sigma) {
   const double largest = sizeof(Acc) == sizeof(float) ? static_cast<double>(FLT_MAX) : DBL_MAX;
   const double rate = 0.5 / sigma / sigma;
   return static_cast<Acc>(rate < largest ? rate : largest);

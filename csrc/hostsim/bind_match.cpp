@@ -41,8 +41,10 @@ MatchParams common(const py::array& fa, const py::array& fb, const py::object& m
 std::vector<char> workspace_of(size_t bytes) { return std::vector<char>(bytes, char(0xff)); }
 
 py::tuple forward(const py::array& fa, const py::array& fb, const py::object& mask_a, const py::object& mask_b,
-                  const py::array& beta, bool normalize, bool simple, double kernel_sigma, bool return_index) {
+                  const py::array& beta, bool normalize, bool simple, double kernel_sigma, bool return_index,
+                  int precision, bool portable) {
   MatchParams p = common(fa, fb, mask_a, mask_b, beta, normalize, simple);
+  p.precision = static_cast<Precision>(precision), p.portable = portable;
   const py::array flow = accumulate_array(p.fa.dtype, {p.batch, 2, p.height_a, p.width_a});
   const py::array lse = accumulate_array(p.fa.dtype, {p.batch, p.height_a, p.width_a});
   const py::array confidence = accumulate_array(p.fa.dtype, {p.batch, p.height_a, p.width_a});
@@ -94,7 +96,7 @@ py::tuple backward(const py::array& fa, const py::array& fb, const py::object& m
 void bind_match(py::module_& m) {
   m.def("match", &forward, py::arg("fa"), py::arg("fb"), py::arg("mask_a"), py::arg("mask_b"), py::arg("beta"),
         py::arg("normalize") = true, py::arg("simple") = false, py::arg("kernel_sigma") = 0.0,
-        py::arg("return_index") = false);
+        py::arg("return_index") = false, py::arg("precision") = 0, py::arg("portable") = false);
   m.def("match_backward", &backward, py::arg("fa"), py::arg("fb"), py::arg("mask_a"), py::arg("mask_b"),
         py::arg("beta"), py::arg("flow"), py::arg("lse"), py::arg("grad_flow"), py::arg("grad_lse"),
         py::arg("normalize"), py::arg("simple"), py::arg("need"), py::arg("chunk_bytes") = 0,

@@ -20,17 +20,34 @@ const char* why_not_tiled(const MatchParams& p) {
   return nullptr;
 }
 
+// The kernels that a forward takes.
+enum class Path { kHopper, kTiled, kSimple };
+Path forward_path(const MatchParams& p) {
+  if (why_not_hopper(p, compute_capability()) == nullptr) return Path::kHopper;
+  return why_not_tiled(p) == nullptr ? Path::kTiled : Path::kSimple;
+}
+
 }  // namespace
 
 size_t match_forward_workspace_bytes_cuda(const MatchParams& p) {
-  if (!check_sizes(p).ok() || p.batch == 0 || why_not_tiled(p) != nullptr) return 0;
-  return tiled_forward_bytes(p);
+  if (!check_sizes(p).ok() || p.batch == 0) return 0;
+  switch (forward_path(p)) {
+    case Path::kHopper: return hopper_forward_bytes(p);
+    case Path::kTiled: return tiled_forward_bytes(p);
+    case Path::kSimple: return 0;
+  }
+  return 0;
 }
 
 Status match_forward_cuda(const MatchParams& p, void* workspace, Stream stream) {
   if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, match_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
-  return why_not_tiled(p) != nullptr ? simple_forward(p, stream) : tiled_forward(p, workspace, stream);
+  switch (forward_path(p)) {
+    case Path::kHopper: return hopper_forward(p, workspace, stream);
+    case Path::kTiled: return tiled_forward(p, workspace, stream);
+    case Path::kSimple: return simple_forward(p, stream);
+  }
+  return {};
 }
 
 size_t match_backward_workspace_bytes_cuda(const MatchParams& p) {

@@ -8,42 +8,12 @@
 //   again, from two packed rows: 2 C elements in, 1/Nb of what the tiles compute.
 #include "common/dispatch.h"
 #include "match/match_common.cuh"
+#include "match/match_outputs.cuh"
 #include "primitives/most_probable.cuh"
 #include "primitives/warp_reduce.cuh"
 
 namespace cosegflow::match_cuda {
 namespace {
-
-struct Outputs {
-  View4 flow;
-  View3 lse, confidence;
-  int width_a, width_b, height_b;
-  int64_t batch, positions;
-  int64_t* index;  // null where not wanted
-  View3 score;
-};
-
-template <class Acc>
-__device__ __forceinline__ void write_most_probable(const Outputs& out, int64_t b, int pixel, int64_t index,
-                                                    Acc score) {
-  out.index[b * out.positions + pixel] = index;
-  const View3& v = out.score;
-  static_cast<Acc*>(v.data)[b * v.stride[0] + pixel / out.width_a * v.stride[1] + pixel % out.width_a * v.stride[2]] =
-      score;
-}
-
-template <class Acc>
-__device__ __forceinline__ void write_match(const Outputs& out, int64_t b, int pixel, Acc flow_x, Acc flow_y, Acc lse,
-                                            Acc confidence) {
-  const int64_t y = pixel / out.width_a, x = pixel % out.width_a;
-  Acc* const flow =
-      static_cast<Acc*>(out.flow.data) + b * out.flow.stride[0] + y * out.flow.stride[2] + x * out.flow.stride[3];
-  flow[0] = flow_x;
-  flow[out.flow.stride[1]] = flow_y;
-  const auto at3 = [&](const View3& v) { return b * v.stride[0] + y * v.stride[1] + x * v.stride[2]; };
-  static_cast<Acc*>(out.lse.data)[at3(out.lse)] = lse;
-  static_cast<Acc*>(out.confidence.data)[at3(out.confidence)] = confidence;
-}
 
 template <class Acc>
 __global__ void __launch_bounds__(256) match_clear_kernel(Outputs out) {
@@ -65,12 +35,7 @@ __global__ void __launch_bounds__(256) match_finish_kernel(Outputs out, const in
   OnlineSoftmax<Acc> all = partial[i];
   for (int s = 1; s < splits; ++s) all.merge(partial[s * out.batch * out.positions + i]);
   const int pixel = index[i];
-  if (all.empty()) return write_match(out, b, pixel, Acc(0), Acc(0), minus_infinity<Acc>(), Acc(0));
-  // The differences of whole and half numbers are exact.
-  const Acc offset_x = static_cast<Acc>(out.width_b - 1) / 2 - static_cast<Acc>(pixel % out.width_a);
-  const Acc offset_y = static_cast<Acc>(out.height_b - 1) / 2 - static_cast<Acc>(pixel / out.width_a);
-  write_match(out, b, pixel, all.mean_x() + offset_x, all.mean_y() + offset_y, all.log_sum_exp(),
-              all.largest_probability());
+  write_state(out, b, pixel, all, all.mean_x(), all.mean_y());
 }
 
 template <class T>
@@ -130,9 +95,7 @@ Status forward(const MatchParams& p, void* workspace, Stream stream) {
   const ForwardArgs<T>& args = space.args;
   const int64_t rows = p.batch * args.a.positions;
   if (ceil_div(rows, 256) > INT32_MAX) return {"match: too many source pixels for one launch"};
-  const Outputs out{p.flow,       p.lse,         p.confidence, static_cast<int>(p.width_a),
-                    args.width_b, args.height_b, p.batch,      args.a.positions,
-                    p.index,      p.score};
+  const Outputs out = outputs_of(p);
   const dim3 grid(static_cast<unsigned>(ceil_div(rows, 256)));
   if (Status s = pack(args.a, p.fa, p.mask_a, p.width_a, p.normalize, stream); !s.ok()) return s;
   if (Status s = pack(args.b, p.fb, p.mask_b, p.width_b, p.normalize, stream); !s.ok()) return s;

@@ -1,0 +1,156 @@
+// match forward on Hopper, the host's side: one launch packs both images (pack_tiles.cuh), one computes and merges
+// (match_hopper_kernel.cuh). Where the most probable target is wanted, a small third one computes its score, and with a
+// window around it the product runs once more.
+//
+// match_hopper_score: a warp a row multiplies the two packed rows: 2 depth halves read, 1 / Nb of what the tiles
+// compute.
+#include <climits>
+
+#include "entry_checks.cuh"
+#include "match/match_common.cuh"
+#include "match/match_hopper_kernel.cuh"
+#include "pack_tiles.cuh"
+#include "primitives/warp_reduce.cuh"
+
+namespace cosegflow::match_cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    match_hopper_score_kernel(Outputs out, TileSide<T> a, TileSide<T> b, const int* best) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
+  const int64_t image = row / a.positions;
+  if (image >= a.batch || row % a.positions >= a.count[image]) return;  // a whole warp
+  const int pixel = a.index[row], lane = threadIdx.x % 32, target = best[row];
+  if (target < 0) {
+    if (lane == 0) write_most_probable(out, image, pixel, -1, minus_infinity<float>());
+    return;
+  }
+  const T* const from_a = a.features + row * a.depth;
+  const T* const from_b = b.features + (image * b.positions + target) * b.depth;
+  float dot = 0.0f;
+  for (int64_t c = lane; c < a.depth; c += 32) dot = fma_of(to_float(from_a[c]), to_float(from_b[c]), dot);
+  dot = warp_reduce_sum(dot);
+  if (lane != 0) return;
+  const float norm_a = a.scale[image * a.pitch + row % a.positions].inv_norm;
+  write_most_probable(out, image, pixel, b.index[image * b.positions + target],
+                      dot * norm_a * b.scale[image * b.pitch + target].inv_norm);
+}
+
+// What the packed halves are made of: the features themselves, or float32 ones as sums of bfloat16.
+int terms_of(const MatchParams& p) { return p.fa.dtype == DType::kFloat32 && p.precision == Precision::kHigh ? 3 : 1; }
+
+template <class T>
+struct HopperSpace {
+  TileSide<T> a, b;
+  HopperArgs args;
+  int64_t counters;  // of one launch; there is room for two
+  int blocks;
+  size_t bytes;
+
+  HopperSpace(const MatchParams& p, void* base) {
+    Arena arena(base);
+    const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
+    a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p));
+    b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p));
+    const int64_t row_tiles = ceil_div(na, hopper::kRows), col_tiles = ceil_div(nb, hopper::kCols);
+    const int64_t tiles = p.batch * row_tiles * col_tiles, sms = multiprocessors();
+    blocks = static_cast<int>(tiles < sms ? tiles : sms);
+    const int fragments = hopper::most_fragments(p.batch * row_tiles, blocks);
+    counters = p.batch * row_tiles * 2;
+    args.stream = {a.count,
+                   b.count,
+                   static_cast<int>(p.batch),
+                   fragments,
+                   static_cast<int>(ceil_div(a.depth, hopper::kDepth)),
+                   b.pitch,
+                   b.scale,
+                   {b.place}};
+    args.positions_a = na, args.pitch_a = a.pitch, args.scale_a = a.scale, args.index_a = a.index;
+    args.beta = p.beta;
+    args.row_tiles = static_cast<int>(row_tiles);
+    args.counters = arena.take<int>(2 * counters);
+    args.partial = arena.take<RowState>(fragments * p.batch * na);
+    args.best = p.index == nullptr ? nullptr : arena.take<int>(fragments * p.batch * na);
+    const float rate = p.kernel_sigma > 0 ? window_rate<float>(p.kernel_sigma) : 0.0f;
+    args.window_rate = rate < FLT_MAX / 2 ? rate * 1.4426950408889634f : FLT_MAX;
+    args.out = outputs_of(p);
+    bytes = arena.bytes();
+  }
+};
+
+template <class T, Variant kVariant>
+Status launch_match(const HopperSpace<T>& space, const HopperArgs& args, const TensorMap& map_a, const TensorMap& map_b,
+                    Stream stream) {
+  return launch_hopper(&match_hopper_kernel<T, kVariant>, dim3(static_cast<unsigned>(space.blocks)),
+                       dim3(hopper::kThreads), sizeof(hopper::Shared<1>), stream, map_a, map_b, args);
+}
+
+template <class T>
+Status forward(const MatchParams& p, void* workspace, Stream stream) {
+  const HopperSpace<T> space(p, workspace);
+  HopperArgs args = space.args;
+  const TileSource source_a{p.fa, p.mask_a, p.width_a, p.height_a, p.normalize, SplitRole::kFirst};
+  const TileSource source_b{p.fb, p.mask_b, p.width_b, p.height_b, p.normalize, SplitRole::kSecond};
+  PackExtras extras;
+  extras.a = {p.flow, p.lse, p.confidence, p.index, p.score};
+  extras.counters = args.counters, extras.counter_count = 2 * space.counters;
+  if (Status s = pack_tiles(source_a, source_b, space.a, space.b, extras, stream); !s.ok()) return s;
+
+  TensorMap map_a, map_b;
+  if (Status s = make_tensor_map(map_a, space.a.features, space.a.depth, space.a.positions, p.batch, hopper::kRows);
+      !s.ok()) {
+    return s;
+  }
+  if (Status s = make_tensor_map(map_b, space.b.features, space.b.depth, space.b.positions, p.batch, hopper::kCols);
+      !s.ok()) {
+    return s;
+  }
+  if (p.index == nullptr) return launch_match<T, Variant::kPlain>(space, args, map_a, map_b, stream);
+
+  if (Status s = launch_match<T, Variant::kIndexed>(space, args, map_a, map_b, stream); !s.ok()) return s;
+  const int64_t blocks = ceil_div(p.batch * space.a.positions, 8);
+  if (blocks > INT32_MAX) return {"match: too many source pixels for one launch"};
+  if (Status s = launch(&match_hopper_score_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream,
+                        args.out, space.a, space.b, static_cast<const int*>(args.best));
+      !s.ok()) {
+    return s;
+  }
+  if (!(p.kernel_sigma > 0)) return {};
+  args.counters += space.counters;
+  return launch_match<T, Variant::kWindowed>(space, args, map_a, map_b, stream);
+}
+
+// Calls body(tag) with the type of the packed halves.
+template <class Body>
+auto dispatch_packed(const MatchParams& p, const Body& body) {
+  return p.fa.dtype == DType::kFloat16 ? body(Half{}) : body(BFloat16{});
+}
+
+}  // namespace
+
+const char* why_not_hopper(const MatchParams& p, int capability) {
+  if (p.simple) return "the simple kernels were asked for";
+  if (p.portable) return "the portable kernels were asked for";
+  if (p.fa.dtype == DType::kFloat64) return "tensor cores of Hopper do not multiply float64 into these tiles";
+  if (p.fa.dtype == DType::kFloat32 && p.precision == Precision::kHighest) {
+    return "float32 at precision \"highest\" takes multiply-adds, as accurate as float32";
+  }
+  if (capability != 90) return "wgmma is a feature of compute capability 9.0 alone";
+  if (!built_for_hopper()) return "this build has no code for sm_90a";
+  constexpr int64_t kPixels = (int64_t{1} << 31) - 4096;  // of one image: rows are counted in 32 bits
+  if (p.height_a * p.width_a > kPixels || p.height_b * p.width_b > kPixels) return "an image has over 2^31 pixels";
+  if (p.channels > (int64_t{1} << 27)) return "a row of features has over 2^31 bytes";
+  if (p.batch > INT32_MAX) return "there are over 2^31 images";
+  return nullptr;
+}
+
+size_t hopper_forward_bytes(const MatchParams& p) {
+  return dispatch_packed(p, [&](auto tag) { return HopperSpace<decltype(tag)>(p, nullptr).bytes; });
+}
+
+Status hopper_forward(const MatchParams& p, void* workspace, Stream stream) {
+  return dispatch_packed(p, [&](auto tag) { return forward<decltype(tag)>(p, workspace, stream); });
+}
+
+}  // namespace cosegflow::match_cuda
