@@ -27,18 +27,24 @@ struct StreamArgs {
   const Place* plane_b[kPlanes];
 };
 
+// All threads of the block, first of all.
 template <int kPlanes>
-__device__ __forceinline__ void initialise(Shared<kPlanes>& shared) {  // one thread; a __syncthreads() follows
+__device__ __forceinline__ void start(Shared<kPlanes>& shared, const TensorMap& map_a, const TensorMap& map_b) {
+  if (threadIdx.x == 0) {
+    prefetch_tensor_map(&map_a);
+    prefetch_tensor_map(&map_b);
 #pragma unroll
-  for (int s = 0; s < kStages; ++s) {
-    mbarrier_init(&shared.full[s], 1);
-    mbarrier_init(&shared.empty[s], kConsumerWarps);
+    for (int s = 0; s < kStages; ++s) {
+      mbarrier_init(&shared.full[s], 1);
+      mbarrier_init(&shared.empty[s], kConsumerWarps);
+    }
+#pragma unroll
+    for (int s = 0; s < kColumnSlots; ++s) mbarrier_init(&shared.columns_empty[s], kConsumerWarps);
+    mbarrier_init(&shared.turn[0], kConsumerWarps / 2);
+    mbarrier_init(&shared.turn[1], kConsumerWarps / 2);
+    fence_proxy_async();
   }
-#pragma unroll
-  for (int s = 0; s < kColumnSlots; ++s) mbarrier_init(&shared.columns_empty[s], kConsumerWarps);
-  mbarrier_init(&shared.turn[0], kConsumerWarps / 2);
-  mbarrier_init(&shared.turn[1], kConsumerWarps / 2);
-  fence_proxy_async();
+  __syncthreads();
 }
 
 // One thread.

@@ -17,11 +17,14 @@ namespace {
 
 template <class T>
 __global__ void __launch_bounds__(256)
-    match_hopper_score_kernel(Outputs out, TileSide<T> a, TileSide<T> b, const int* best) {
+    match_hopper_score_kernel(Outputs out, TileSide<T> a, TileSide<T> b, const int* best, Place* centre) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * 8 + threadIdx.x / 32;
   const int64_t image = row / a.positions;
   if (image >= a.batch || row % a.positions >= a.count[image]) return;  // a whole warp
   const int pixel = a.index[row], lane = threadIdx.x % 32, target = best[row];
+  if (lane == 0 && centre != nullptr) {  // a row of NaN has no target, and stays one wherever its window is
+    centre[image * a.pitch + row % a.positions] = b.place[image * b.pitch + max(target, 0)];
+  }
   if (target < 0) {
     if (lane == 0) write_most_probable(out, image, pixel, -1, minus_infinity<float>());
     return;
@@ -44,7 +47,8 @@ template <class T>
 struct HopperSpace {
   TileSide<T> a, b;
   HopperArgs args;
-  int64_t counters;  // of one launch; there is room for two
+  Place* centre = nullptr;  // of windows
+  int64_t counters;         // of one launch; there is room for two
   int blocks;
   size_t bytes;
 
@@ -66,14 +70,16 @@ struct HopperSpace {
                    b.pitch,
                    b.scale,
                    {b.place}};
-    args.positions_a = na, args.pitch_a = a.pitch, args.scale_a = a.scale, args.index_a = a.index;
-    args.beta = p.beta;
-    args.row_tiles = static_cast<int>(row_tiles);
-    args.counters = arena.take<int>(2 * counters);
+    args.rows = {a.scale, a.pitch, p.beta, nullptr, 0.0f};
+    args.counters = {arena.take<int>(2 * counters), static_cast<int>(row_tiles)};
+    args.positions_a = na, args.index_a = a.index;
     args.partial = arena.take<RowState>(fragments * p.batch * na);
     args.best = p.index == nullptr ? nullptr : arena.take<int>(fragments * p.batch * na);
-    const float rate = p.kernel_sigma > 0 ? window_rate<float>(p.kernel_sigma) : 0.0f;
-    args.window_rate = rate < FLT_MAX / 2 ? rate * 1.4426950408889634f : FLT_MAX;
+    if (p.kernel_sigma > 0) {
+      centre = arena.take<Place>(p.batch * a.pitch);
+      const float rate = window_rate<float>(p.kernel_sigma);
+      args.rows.centre = centre, args.rows.window_rate = rate < FLT_MAX / 2 ? rate * 1.4426950408889634f : FLT_MAX;
+    }
     args.out = outputs_of(p);
     bytes = arena.bytes();
   }
@@ -94,7 +100,7 @@ Status forward(const MatchParams& p, void* workspace, Stream stream) {
   const TileSource source_b{p.fb, p.mask_b, p.width_b, p.height_b, p.normalize, SplitRole::kSecond};
   PackExtras extras;
   extras.a = {p.flow, p.lse, p.confidence, p.index, p.score};
-  extras.counters = args.counters, extras.counter_count = 2 * space.counters;
+  extras.counters = args.counters.counters, extras.counter_count = 2 * space.counters;
   if (Status s = pack_tiles(source_a, source_b, space.a, space.b, extras, stream); !s.ok()) return s;
 
   TensorMap map_a, map_b;
@@ -112,12 +118,12 @@ Status forward(const MatchParams& p, void* workspace, Stream stream) {
   const int64_t blocks = ceil_div(p.batch * space.a.positions, 8);
   if (blocks > INT32_MAX) return {"match: too many source pixels for one launch"};
   if (Status s = launch(&match_hopper_score_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream,
-                        args.out, space.a, space.b, static_cast<const int*>(args.best));
+                        args.out, space.a, space.b, static_cast<const int*>(args.best), space.centre);
       !s.ok()) {
     return s;
   }
   if (!(p.kernel_sigma > 0)) return {};
-  args.counters += space.counters;
+  args.counters.counters += space.counters;
   return launch_match<T, Variant::kWindowed>(space, args, map_a, map_b, stream);
 }
 
