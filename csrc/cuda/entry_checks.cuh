@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "common/entry_checks.h"
 
 namespace cosegflow {
@@ -17,22 +19,35 @@ inline int multiprocessors() { return 6; }
 
 #else
 
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, attribute, device) != cudaSuccess) {
-    (void)cudaGetLastError();  // the launch will report it
-    return 0;
+struct DeviceFacts {
+  int capability = 0, multiprocessors = 1;  // 0, 1 where the runtime would not say: the launch will report it
+};
+
+// Of the current device. Asked once a device: a call on a small problem is bound by what happens before its launches.
+inline DeviceFacts device_facts() {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];  // capability in the upper half
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return {};
   }
-  return value;
+  int packed = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (packed == 0) {
+    int major = 0, minor = 0, count = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+      (void)cudaGetLastError();
+      return {};
+    }
+    packed = (10 * major + minor) << 16 | count;
+    if (device < kDevices) known[device].store(packed, std::memory_order_relaxed);
+  }
+  return {packed >> 16, packed & 0xffff};
 }
-// The compute capability, such as 90.
-inline int compute_capability() {
-  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) + device_attribute(cudaDevAttrComputeCapabilityMinor);
-}
-inline int multiprocessors() {
-  const int count = device_attribute(cudaDevAttrMultiProcessorCount);
-  return count < 1 ? 1 : count;
-}
+inline int compute_capability() { return device_facts().capability; }  // such as 90
+inline int multiprocessors() { return device_facts().multiprocessors; }
 
 #endif
 

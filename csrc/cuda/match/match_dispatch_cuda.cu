@@ -1,4 +1,5 @@
 // match on CUDA: checks, and which of the kernels a call takes.
+#include "common/log.h"
 #include "common/match_checks.h"
 #include "entry_checks.cuh"
 #include "match/match_common.cuh"
@@ -27,6 +28,17 @@ Path forward_path(const MatchParams& p) {
   return why_not_tiled(p) == nullptr ? Path::kTiled : Path::kSimple;
 }
 
+void log_forward(const MatchParams& p, Path path) {
+  if (!log_wanted()) return;
+  switch (path) {
+    case Path::kHopper: return log_path("match", "Hopper kernels (wgmma, TMA)", nullptr);
+    case Path::kTiled:
+      return log_path("match", half_type(p.fa.dtype) ? "portable kernels (mma.sync)" : "portable kernels (FMA)",
+                      why_not_hopper(p, compute_capability()));
+    case Path::kSimple: return log_path("match", "simple kernels", why_not_tiled(p));
+  }
+}
+
 }  // namespace
 
 size_t match_forward_workspace_bytes_cuda(const MatchParams& p) {
@@ -42,7 +54,9 @@ size_t match_forward_workspace_bytes_cuda(const MatchParams& p) {
 Status match_forward_cuda(const MatchParams& p, void* workspace, Stream stream) {
   if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, match_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
-  switch (forward_path(p)) {
+  const Path path = forward_path(p);
+  log_forward(p, path);
+  switch (path) {
     case Path::kHopper: return hopper_forward(p, workspace, stream);
     case Path::kTiled: return tiled_forward(p, workspace, stream);
     case Path::kSimple: return simple_forward(p, stream);
@@ -58,7 +72,9 @@ size_t match_backward_workspace_bytes_cuda(const MatchParams& p) {
 Status match_backward_cuda(const MatchParams& p, void* workspace, Stream stream) {
   if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, match_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
-  return why_not_tiled(p) != nullptr ? simple_backward(p, workspace, stream) : tiled_backward(p, workspace, stream);
+  const char* const why_not = why_not_tiled(p);
+  log_path("match backward", why_not == nullptr ? "portable kernels" : "simple kernels", why_not);
+  return why_not != nullptr ? simple_backward(p, workspace, stream) : tiled_backward(p, workspace, stream);
 }
 
 }  // namespace cosegflow
