@@ -49,13 +49,13 @@ std::string text(dim3 d) {
   return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
 }
 
-// The limits of every architecture from sm_80 on; empty if they are kept.
+// The limits of every architecture from sm_80 on (of sm_90 for a kernel of its own); empty if they are kept.
 std::string over_limit(const Launch& l) {
   const dim3 b = l.block, g = l.grid;
   const uint64_t threads = static_cast<uint64_t>(b.x) * b.y * b.z;
   if (threads == 0 || threads > 1024 || b.x > 1024 || b.y > 1024 || b.z > 64) return "block of " + text(b) + " threads";
   if (g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) return "grid of " + text(g) + " blocks";
-  if (l.dynamic_shared_bytes > kMaxShared) {
+  if (l.dynamic_shared_bytes > (l.hopper ? kMaxSharedHopper : kMaxShared)) {
     return std::to_string(l.dynamic_shared_bytes) + " bytes of dynamic shared memory";
   }
   return {};
@@ -98,19 +98,26 @@ Status run(const Launch& launch) {
   gridDim = g;
   blockDim = launch.block;
   ++total.launches;
+  const int threads = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
   for (uint64_t i = 0; i < blocks; ++i) {
     uint64_t number = i;
     if (order == Order::kReverse) number = blocks - 1 - i;
     if (order == Order::kRandom) number = shuffled[i];
     blockIdx = {static_cast<unsigned>(number % g.x), static_cast<unsigned>(number / g.x % g.y),
                 static_cast<unsigned>(number / g.x / g.y)};
-    begin_block_shared(launch.dynamic_shared_bytes);
+    begin_block_shared(launch.dynamic_shared_bytes, launch.hopper);
     begin_block_async();
+    begin_block_mbarriers();
+    begin_block_wgmma(threads);
+    begin_block_warpgroups(threads);
     std::string reason = s.run_block(order_seed * 0x9e3779b97f4a7c15u + number);
     if (reason.empty()) reason = end_block_shared();
+    if (reason.empty()) reason = end_block_mbarriers();
+    if (reason.empty()) reason = end_block_wgmma();
+    if (reason.empty()) reason = end_block_warpgroups();
     if (!reason.empty()) return failed(launch, ", block " + text(blockIdx), reason);
     ++total.blocks;
-    total.threads += launch.block.x * launch.block.y * launch.block.z;
+    total.threads += static_cast<uint64_t>(threads);
   }
   return {};
 }
@@ -139,6 +146,9 @@ void warp_collective(const char* name, unsigned mask, void* mine, Combine combin
 int lane_id() { return scheduler().lane(); }
 int linear_thread() { return scheduler().current(); }
 void yield() { scheduler().yield(); }
+void pass() { scheduler().pass(); }
+void sleep(Describe describe, const void* context) { scheduler().sleep(describe, context); }
+void wake(int thread) { scheduler().wake(thread); }
 
 }  // namespace hostsim
 }  // namespace cosegflow

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "cosegflow/types.h"
 #include "hostsim/types.h"
@@ -71,6 +72,13 @@ int linear_thread();
 
 // Lets others run (spin loops); fails where nobody makes progress any more.
 void yield();
+// Lets others run once: for calls after which someone else may be faster.
+void pass();
+
+// Waits until another thread calls wake() for this one. `describe` words what for, should nobody ever do.
+using Describe = std::string (*)(const void* context);
+void sleep(Describe describe, const void* context);
+void wake(int thread);
 
 // ---- shared memory (shared_memory.cpp) ----------------------------------------------------------------------------
 
@@ -83,6 +91,8 @@ void* static_shared(const SharedSite& site);
 void* dynamic_shared();
 // Fails unless [p, p + bytes) lies within one shared variable of this block and p is aligned.
 void check_shared(const void* p, size_t bytes, size_t alignment, const char* what);
+// Which variable p points into, and how far, for messages.
+std::string describe_shared(const void* p);
 
 // ---- cp.async (async_copy.cpp) --------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ std::string Scheduler::run_block(uint64_t seed) {
   runnable_warps_ = 0;
   for (int first = 0; first < count_; first += 32) {
     const unsigned exists = count_ - first >= 32 ? 0xffffffffu : (1u << (count_ - first)) - 1;
-    warps_[first / 32] = {exists, exists, 0, 0, 0};
+    warps_[first / 32] = {exists, exists, 0, 0, 0, 0};
     runnable_warps_ |= 1u << (first / 32);
   }
   for (Thread& t : threads_) t.fiber = nullptr;
@@ -282,6 +282,29 @@ void Scheduler::yield() {
   switch_away();
 }
 
+void Scheduler::pass() {
+  warps_[current_ / 32].runnable |= 1u << lane();
+  runnable_warps_ |= 1u << (current_ / 32);
+  switch_away();
+}
+
+void Scheduler::sleep(Describe describe, const void* context) {
+  Thread& me = threads_[static_cast<size_t>(current_)];
+  me.describe = describe;
+  me.context = context;
+  warps_[current_ / 32].asleep |= 1u << lane();
+  idle_yields_ = 0;
+  switch_away();
+}
+
+void Scheduler::wake(int thread) {
+  Warp& w = warps_[thread / 32];
+  w.asleep &= ~(1u << (thread % 32));
+  w.runnable |= 1u << (thread % 32);
+  runnable_warps_ |= 1u << (thread / 32);
+  idle_yields_ = 0;
+}
+
 // ---- errors -----------------------------------------------------------------------------------------------------
 
 void Scheduler::abandon(std::string reason) {
@@ -305,6 +328,13 @@ void Scheduler::deadlock() {
     const Thread& t = threads_[static_cast<size_t>(first)];
     reason += " Lanes " + hex(warps_[w].at_collective) + " of warp " + std::to_string(w) +
               " wait at a warp collective: " + describe(first) + " at " + t.name + " with mask " + hex(t.mask) + ".";
+  }
+  for (int w = 0; w * 32 < count_; ++w) {
+    if (warps_[w].asleep == 0) continue;
+    const int first = 32 * w + __builtin_ctz(warps_[w].asleep);
+    const Thread& t = threads_[static_cast<size_t>(first)];
+    reason += " Lanes " + hex(warps_[w].asleep) + " of warp " + std::to_string(w) + ": " + describe(first) + " waits " +
+              t.describe(t.context) + ".";
   }
   abandon(reason);
 }

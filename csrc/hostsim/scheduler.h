@@ -38,6 +38,9 @@ class Scheduler {
   int barrier(Barrier kind, int predicate, const char* file, int line);
   void collective(const char* name, unsigned mask, void* mine, Combine combine, bool whole_warp);
   void yield();
+  void pass();
+  void sleep(Describe describe, const void* context);
+  void wake(int thread);
   [[noreturn]] void abandon(std::string reason);  // from within a fiber
 
  private:
@@ -47,9 +50,11 @@ class Scheduler {
     unsigned mask;
     void* mine;
     Combine combine;
+    Describe describe;  // what it waits for, if for another thread to wake it
+    const void* context;
   };
   struct Warp {
-    unsigned exists, runnable, at_collective, at_barrier, exited;  // masks of lanes
+    unsigned exists, runnable, at_collective, at_barrier, asleep, exited;  // masks of lanes
   };
 
   static void fiber_main();
