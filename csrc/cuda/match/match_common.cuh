@@ -12,6 +12,7 @@
 #include "common/round_up.h"
 #include "cosegflow/match.h"
 #include "pack.cuh"
+#include "pack_tiles.cuh"
 #include "primitives/online_softmax.cuh"
 
 namespace cosegflow::match_cuda {
@@ -28,6 +29,58 @@ __device__ __forceinline__ Column<Acc> load_column(const PackedSide<T>& side, in
   if (j >= count) return {Acc(0), Acc(0), Acc(0), minus_infinity<Acc>()};
   const int64_t at = b * side.positions + j;
   const int pixel = side.index[at];
+  return {static_cast<Acc>(pixel % width) - static_cast<Acc>(width - 1) / 2,
+          static_cast<Acc>(pixel / width) - static_cast<Acc>(height - 1) / 2, side.inv_norm[at], side.log_weight[at]};
+}
+
+// What a forward reads of a side, whoever has packed it.
+template <class T>
+struct Operand {
+  using Acc = accumulate_t<T>;
+  int64_t batch = 0, positions = 0;  // positions: rows that an image has room for
+  int64_t depth = 0;                 // numbers of a row
+  int64_t pitch = 0, stride = 1;     // row r of image b is number (b * pitch + r) * stride of
+  const Acc *inv_norm = nullptr, *log_weight = nullptr;
+  const T* features = nullptr;  // (B, positions, depth)
+  const int *index = nullptr, *count = nullptr;
+
+  // Only halves come in both packings; to the others a constant saves a register that they lack.
+  __device__ __forceinline__ int64_t at(int64_t b, int64_t row) const {
+    return sizeof(T) == 2 ? (b * pitch + row) * stride : b * positions + row;
+  }
+
+  Operand() = default;
+  Operand(const PackedSide<T>& side)
+      : batch(side.batch),
+        positions(side.positions),
+        depth(side.padded_channels),
+        pitch(side.positions),
+        inv_norm(side.inv_norm),
+        log_weight(side.log_weight),
+        features(side.features),
+        index(side.index),
+        count(side.count) {}
+  Operand(const TileSide<T>& side)
+      : batch(side.batch),
+        positions(side.positions),
+        depth(side.depth),
+        pitch(side.pitch),
+        stride(2),
+        inv_norm(&side.scale->inv_norm),
+        log_weight(&side.scale->log_weight),
+        features(side.features),
+        index(side.index),
+        count(side.count) {
+    static_assert(sizeof(Scale) == 2 * sizeof(float), "the stride");
+  }
+};
+
+template <class T, class Acc = accumulate_t<T>>
+__device__ __forceinline__ Column<Acc> load_column(const Operand<T>& side, int64_t b, int j, int count, int width,
+                                                   int height) {
+  if (j >= count) return {Acc(0), Acc(0), Acc(0), minus_infinity<Acc>()};
+  const int64_t at = side.at(b, j);
+  const int pixel = side.index[b * side.positions + j];
   return {static_cast<Acc>(pixel % width) - static_cast<Acc>(width - 1) / 2,
           static_cast<Acc>(pixel / width) - static_cast<Acc>(height - 1) / 2, side.inv_norm[at], side.log_weight[at]};
 }
@@ -59,7 +112,7 @@ inline int choose_splits(int64_t row_blocks, int64_t column_tiles, int64_t cap) 
 template <class T>
 struct ForwardArgs {
   using Acc = accumulate_t<T>;
-  PackedSide<T> a, b;
+  Operand<T> a, b;
   int width_b, height_b;
   View1 beta;
   int row_tiles, splits;

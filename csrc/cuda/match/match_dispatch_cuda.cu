@@ -9,13 +9,18 @@ namespace {
 
 using namespace match_cuda;
 
+// Tensor cores take halves, and float32 as bfloat16 terms where that is precise enough.
+bool multiplies_halves(const MatchParams& p) {
+  return half_type(p.fa.dtype) || (p.fa.dtype == DType::kFloat32 && p.precision != Precision::kHighest);
+}
+
 // Null where the tiled kernels take the call, else the reason why not. Packing gives them aligned, padded rows
 // whatever the strides, the alignment and C of the inputs are, so few reasons remain.
 const char* why_not_tiled(const MatchParams& p) {
   constexpr int64_t kPixels = (int64_t{1} << 31) - 4096;  // of one image: rows are counted in 32 bits
   if (p.simple) return "the simple kernels were asked for";
   if (p.kernel_sigma > 0) return "the tiles know no window yet";
-  if (half_type(p.fa.dtype) && device_generation() < 8) return "mma.m16n8k16 and cp.async need compute capability 8.0";
+  if (multiplies_halves(p) && device_generation() < 8) return "mma.m16n8k16 and cp.async need compute capability 8.0";
   if (p.height_a * p.width_a > kPixels || p.height_b * p.width_b > kPixels) return "an image has over 2^31 pixels";
   if (p.channels > (int64_t{1} << 23)) return "offsets within a tile of 128 rows need C <= 2^23";
   return nullptr;
@@ -33,7 +38,7 @@ void log_forward(const MatchParams& p, Path path) {
   switch (path) {
     case Path::kHopper: return log_path("match", "Hopper kernels (wgmma, TMA)", nullptr);
     case Path::kTiled:
-      return log_path("match", half_type(p.fa.dtype) ? "portable kernels (mma.sync)" : "portable kernels (FMA)",
+      return log_path("match", multiplies_halves(p) ? "portable kernels (mma.sync)" : "portable kernels (FMA)",
                       why_not_hopper(p, compute_capability()));
     case Path::kSimple: return log_path("match", "simple kernels", why_not_tiled(p));
   }

@@ -92,7 +92,9 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
   const int count = args.b.count[b];
 
   if (threadIdx.x < Engine::kRows) {  // published by the engine's barriers
-    inv_norm[threadIdx.x] = static_cast<int>(threadIdx.x) < rows ? args.a.inv_norm[row0 + threadIdx.x] : Acc(0);
+    inv_norm[threadIdx.x] = static_cast<int>(threadIdx.x) < rows
+                                ? args.a.inv_norm[args.a.at(b, place.row_tile * Engine::kRows + threadIdx.x)]
+                                : Acc(0);
   }
   OnlineSoftmax<Acc> state[kR];
 #pragma unroll
@@ -106,11 +108,11 @@ __global__ void __launch_bounds__(256, Engine::kForwardBlocksPerSm) match_forwar
   }
 
   typename Engine::Strip strip;
-  strip.a = args.a.features + row0 * args.a.padded_channels;
-  strip.b = args.b.features + b * args.b.positions * args.b.padded_channels;
+  strip.a = args.a.features + row0 * args.a.depth;
+  strip.b = args.b.features + b * args.b.positions * args.b.depth;
   strip.rows = rows;
   strip.count = count;
-  strip.depth = static_cast<int>(args.a.padded_channels);
+  strip.depth = static_cast<int>(args.a.depth);
   split_range((count + Engine::kCols - 1) / Engine::kCols, args.splits, place.split, strip.first, strip.end);
 
   const auto begin = [&](int tile) {

@@ -9,7 +9,7 @@
 #include "entry_checks.cuh"
 #include "match/match_common.cuh"
 #include "match/match_hopper_kernel.cuh"
-#include "pack_tiles.cuh"
+#include "match/match_pack.cuh"
 #include "primitives/warp_reduce.cuh"
 
 namespace cosegflow::match_cuda {
@@ -39,9 +39,6 @@ __global__ void __launch_bounds__(256)
   write_most_probable(out, image, pixel, b.index[image * b.positions + target],
                       dot * norm_a * b.scale[image * b.pitch + target].inv_norm);
 }
-
-// What the packed halves are made of: the features themselves, or float32 ones as sums of bfloat16.
-int terms_of(const MatchParams& p) { return p.fa.dtype == DType::kFloat32 && p.precision == Precision::kHigh ? 3 : 1; }
 
 template <class T>
 struct HopperSpace {
@@ -96,12 +93,7 @@ template <class T>
 Status forward(const MatchParams& p, void* workspace, Stream stream) {
   const HopperSpace<T> space(p, workspace);
   HopperArgs args = space.args;
-  const TileSource source_a{p.fa, p.mask_a, p.width_a, p.height_a, p.normalize, SplitRole::kFirst};
-  const TileSource source_b{p.fb, p.mask_b, p.width_b, p.height_b, p.normalize, SplitRole::kSecond};
-  PackExtras extras;
-  extras.a = {p.flow, p.lse, p.confidence, p.index, p.score};
-  extras.counters = args.counters.counters, extras.counter_count = 2 * space.counters;
-  if (Status s = pack_tiles(source_a, source_b, space.a, space.b, extras, stream); !s.ok()) return s;
+  if (Status s = pack_match(p, space.a, space.b, args.counters.counters, 2 * space.counters, stream); !s.ok()) return s;
 
   TensorMap map_a, map_b;
   if (Status s = make_tensor_map(map_a, space.a.features, space.a.depth, space.a.positions, p.batch, hopper::kRows);
