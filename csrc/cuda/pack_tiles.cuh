@@ -1,0 +1,96 @@
+// The packed operands of the Hopper kernels: rows of halves that TMA reads, and what scales and places them.
+//
+// The allowed pixels of an image become rows 0 .. count in raster order; an excluded pixel has no row. float32 features
+// become bfloat16: with x = hi + lo + rest, hi = bf16(x) and lo = bf16(x - hi), a row of the first side is
+// [hi, hi, lo] and one of the second [hi, lo, hi] (three terms), so that one bfloat16 product over the concatenation
+// is hi hi + hi lo + lo hi; with one term a row is [hi].
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/arena.h"
+#include "common/half.h"
+#include "common/round_up.h"
+#include "cosegflow/types.h"
+
+namespace cosegflow {
+
+constexpr int64_t kTileRowStep = 256;  // rows of scale and place are valid up to a multiple of it
+constexpr int64_t kCountSpan = 1024;   // pixels that one block counts, where the allowed pixels are counted first
+// Up to here every block counts the mask itself, which saves a launch.
+constexpr int64_t kSingleLaunchPositions = 16384;
+
+struct Scale {
+  float inv_norm, log_weight;
+};
+
+struct Place {
+  float x, y;
+};
+
+// What the kernels read of one side; T is Half or BFloat16.
+template <class T>
+struct TileSide {
+  int64_t batch = 0, positions = 0, channels = 0;  // positions = H * W
+  int64_t depth = 0;                               // of a packed row: terms * round_up(channels, 8)
+  int64_t pitch = 0;                               // of scale and place: round_up(positions, kTileRowStep)
+  // (B, positions, depth). With a mask rows [count, round_up(count, kTileRowStep)), as far as there are such, are
+  // zeros. No other row beyond count is written.
+  T* features = nullptr;
+  // (B, pitch): 1 / max(||f||, 1e-12) (1 without normalization) and log(weight); {0, -inf} in the rows
+  // [count, round_up(count, kTileRowStep)).
+  Scale* scale = nullptr;
+  Place* place = nullptr;     // (B, pitch): from the centre of the image; {0, 0} in those rows
+  int* index = nullptr;       // (B, positions): the pixel of a row, ascending; only rows below count are written
+  int* count = nullptr;       // (B): the rows of an image
+  int* span_count = nullptr;  // (B, ceil(positions / kCountSpan)): allowed pixels of a span, between the two launches
+};
+
+template <class T>
+TileSide<T> take_tile_side(Arena& arena, int64_t batch, int64_t positions, int64_t channels, int terms) {
+  TileSide<T> s;
+  s.batch = batch, s.positions = positions, s.channels = channels;
+  s.depth = terms * round_up(channels, 8), s.pitch = round_up(positions, kTileRowStep);
+  s.features = arena.take<T>(batch * positions * s.depth);
+  s.scale = arena.take<Scale>(batch * s.pitch);
+  s.place = arena.take<Place>(batch * s.pitch);
+  s.index = arena.take<int>(batch * positions);
+  s.count = arena.take<int>(batch);
+  s.span_count = arena.take<int>(batch * ceil_div(positions, kCountSpan));
+  return s;
+}
+
+// Which sequence of terms a float32 number becomes; nothing to other types or to one term.
+enum class SplitRole : int32_t { kFirst, kSecond };  // [hi, hi, lo], [hi, lo, hi]
+
+struct TileSource {
+  View4 features;  // (B, C, H, W), any strides
+  View3 mask;      // (B, H, W), optional
+  int64_t width = 0, height = 0;
+  bool normalize = true;
+  SplitRole role = SplitRole::kFirst;
+};
+
+// Results at the excluded pixels of a side, float32, each null where there is none of it: flow 0, lse -inf,
+// confidence 0, index -1, score -inf. Not touched where the side has no mask.
+struct ExcludedOutputs {
+  View4 flow;                // (B, 2, H, W)
+  View3 lse, confidence;     // (B, H, W)
+  int64_t* index = nullptr;  // (B, H, W), contiguous
+  View3 score;               // (B, H, W)
+};
+
+struct PackExtras {
+  ExcludedOutputs a, b;
+  int* counters = nullptr;  // `counter_count` of them are set to 0
+  int64_t counter_count = 0;
+};
+
+// Fills both sides: in one launch, or in two where a side has a mask and more than `single_launch_positions` positions.
+// T Half: float16 features; T BFloat16: bfloat16, or float32 as the terms that the depth of the sides says.
+template <class T>
+Status pack_tiles(const TileSource& a_source, const TileSource& b_source, const TileSide<T>& a, const TileSide<T>& b,
+                  const PackExtras& extras, Stream stream, int64_t single_launch_positions = kSingleLaunchPositions);
+
+}  // namespace cosegflow
