@@ -149,6 +149,7 @@ void yield() { scheduler().yield(); }
 void pass() { scheduler().pass(); }
 void sleep(Describe describe, const void* context) { scheduler().sleep(describe, context); }
 void wake(int thread) { scheduler().wake(thread); }
+bool late() { return scheduler().late(); }
 
 }  // namespace hostsim
 }  // namespace cosegflow

@@ -2,7 +2,8 @@
 // in shared memory lies only a mark that shows when somebody overwrites it.
 //
 // A bulk copy fills its destination with NaN at issue. It is carried out when its phase lacks nothing else and a thread
-// waits for that phase: the latest moment at which the hardware may finish it.
+// waits for that phase, or later still, when no other thread can run: the latest moments at which the hardware may
+// finish it.
 #include <cstring>
 #include <deque>
 #include <vector>
@@ -154,7 +155,7 @@ void issue(Copy copy, uint64_t* bar, const char* what) {
          place.c_str(), describe_shared(bar).c_str(), s.expected, s.issued);
   }
   s.copies.push_back(copy);
-  if (lacks_nothing(s) && !s.waiting.empty()) end_phase(s);
+  if (lacks_nothing(s) && !s.waiting.empty() && !late()) end_phase(s);
 }
 
 }  // namespace
@@ -168,6 +169,15 @@ std::string end_block_mbarriers() {
     }
   }
   return {};
+}
+
+bool finish_late_copies() {
+  for (State& s : barriers) {
+    if (!lacks_nothing(s) || s.waiting.empty()) continue;
+    end_phase(s);
+    return true;
+  }
+  return false;
 }
 
 void mbarrier_init(uint64_t* bar, unsigned arrivals) {
@@ -199,9 +209,9 @@ void mbarrier_arrive(uint64_t* bar, unsigned expect_bytes, Place place) {
     fail("mbarrier_arrive() at %s: the mbarrier at %s expects %u bytes in this phase, %u were issued",
          text(place).c_str(), describe_shared(bar).c_str(), s.expected, s.issued);
   }
-  if (!lacks_nothing(s) || (s.waiting.empty() && !s.copies.empty())) return;
+  if (!lacks_nothing(s)) return;
   const bool others = !s.waiting.empty();
-  end_phase(s);
+  if (s.copies.empty() || (others && !late())) end_phase(s);
   if (others) pass();  // who waited may go on before this thread's next line
 }
 
@@ -210,7 +220,7 @@ void mbarrier_wait(uint64_t* bar, unsigned parity, Place place) {
   if (parity > 1) fail("mbarrier_wait() at %s: parity %u", text(place).c_str(), parity);
   // A thread that comes back after two phases waits for a third, as on the hardware.
   while (s.phase % 2 == parity) {
-    if (lacks_nothing(s)) {
+    if (lacks_nothing(s) && (s.copies.empty() || !late())) {
       end_phase(s);
     } else {
       const Wait wait{&s, parity, place};

@@ -80,6 +80,10 @@ using Describe = std::string (*)(const void* context);
 void sleep(Describe describe, const void* context);
 void wake(int thread);
 
+// Whether asynchronous work that a thread waits for goes on until nobody else can run (forward order), is done at once
+// (reverse), or either (random).
+bool late();
+
 // ---- shared memory (shared_memory.cpp) ----------------------------------------------------------------------------
 
 struct SharedSite {  // one static shared variable of one kernel (or device function)

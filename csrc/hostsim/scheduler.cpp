@@ -92,7 +92,7 @@ std::string Scheduler::run_block(uint64_t seed) {
 
 int Scheduler::pick() {
   if (phase_next_ < phase_end_) return phase_[phase_next_++];
-  if (runnable_warps_ == 0) return -1;
+  if (runnable_warps_ == 0 && !finish_late_copies()) return -1;
   int warp = 0;
   if (order_ == Order::kForward) warp = __builtin_ctz(runnable_warps_);
   if (order_ == Order::kReverse) warp = 31 - __builtin_clz(runnable_warps_);

@@ -41,6 +41,7 @@ class Scheduler {
   void pass();
   void sleep(Describe describe, const void* context);
   void wake(int thread);
+  bool late() { return order_ == Order::kForward || (order_ == Order::kRandom && random_.below(2) == 0); }
   [[noreturn]] void abandon(std::string reason);  // from within a fiber
 
  private:

@@ -24,6 +24,7 @@ void begin_block_async();
 
 void begin_block_mbarriers();
 std::string end_block_mbarriers();  // empty, or which copy nobody waited for
+bool finish_late_copies();          // those that sleeping threads wait for; false if there are none
 
 void begin_block_wgmma(int threads);
 std::string end_block_wgmma();

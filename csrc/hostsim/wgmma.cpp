@@ -139,11 +139,14 @@ void multiply(const float (&a)[kM][kK], const float (&b)[kN][kK], float (&d)[kM]
     for (int n = 0; n < kN; n += 8 * kAtOnce) {
       auto* const out = reinterpret_cast<Floats*>(&d[m][n]);
       Floats sum[kAtOnce];
+#pragma GCC unroll 8
       for (int i = 0; i < kAtOnce; ++i) sum[i] = out[i];
       for (int k = 0; k < kK; ++k) {
         const auto* const row = reinterpret_cast<const Floats*>(&by_k[k][n]);
+#pragma GCC unroll 8
         for (int i = 0; i < kAtOnce; ++i) sum[i] += row[i] * a[m][k];
       }
+#pragma GCC unroll 8
       for (int i = 0; i < kAtOnce; ++i) out[i] = sum[i];
     }
   }
