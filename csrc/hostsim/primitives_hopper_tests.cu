@@ -182,7 +182,10 @@ __global__ void __launch_bounds__(128) two_groups_kernel(const uint16_t* a, cons
   };
   CSF_HOPPER_SHARED(Tiles, s);
   for (int i = thread(); i < 64 * kTileDepth; i += 128) s->a[i] = a[i];
-  for (int i = thread(); i < 256 * kTileDepth; i += 128) s->b[0][i] = b[i];
+  for (int i = thread(); i < 128 * kTileDepth; i += 128) {
+    s->b[0][i] = b[i];
+    s->b[1][i] = b[128 * kTileDepth + i];
+  }
   fence_proxy_async();
   __syncthreads();
   float first[64], second[64];
