@@ -29,6 +29,19 @@ a = np.random.default_rng(0).standard_normal((1, 136, 9, 15)).astype(np.float16)
 flow, lse, *_ = sim.match(a, a, None, None, np.full(1, 9, np.float32), True, False)
 assert np.isfinite(flow).all() and np.isfinite(lse).all()
 """
+# The Hopper kernels against the portable ones: streamed and resident rows, fragments, several strips in a block, an
+# image whose second warpgroup has no rows.
+MATCH_HOPPER = """
+rng = np.random.default_rng(0)
+for b, c, ha, wa, hb, wb in ((3, 328, 20, 17, 27, 19), (5, 136, 40, 30, 9, 13), (2, 192, 10, 12, 20, 20)):
+    fa = rng.standard_normal((b, c, ha, wa)).astype(np.float16)
+    fb = rng.standard_normal((b, c, hb, wb)).astype(np.float16)
+    mask = (rng.random((b, ha, wa)) < 0.8).astype(np.float32)
+    arguments = (fa, fb, mask, None, np.full(b, 20, np.float32), True, False, 0.0, False, 0)
+    for ours, theirs in zip(sim.match(*arguments, False), sim.match(*arguments, True)):
+        live = np.isfinite(theirs)
+        assert (np.isfinite(ours) == live).all() and (np.abs(ours - theirs)[live] <= 1e-4).all()
+"""
 WARP_ODD = """
 x, flow = np.zeros((1, 1, 3, 3), np.float32), np.zeros((1, 2, 5, 7), np.float32)
 sim.warp(x, flow, "bilinear", "zeros")
@@ -43,6 +56,9 @@ BOTH_HOST = "csrc/cuda/match_both/match_both_forward_cuda.cu"
 BOTH_GRADIENT = "csrc/cuda/match_both/match_both_gradient_kernel.cuh"
 TRANSFER_TILE = "csrc/cuda/transfer/transfer_tile_kernels.cuh"
 TRANSFER_HOST = "csrc/cuda/transfer/transfer_cuda.cu"
+HOPPER_PIPELINE = "csrc/cuda/hopper/pipeline.cuh"
+HOPPER_LINE = "csrc/cuda/hopper/work_line.cuh"
+HOPPER_SOFTMAX = "csrc/cuda/hopper/row_softmax.cuh"
 WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
 WARP_MATH = "csrc/common/warp_math.h"
 CYCLE = "tests/test_cycle_error.py::test_values_and_gradients[hostsim-False-dtype1-shape4]"
@@ -144,6 +160,30 @@ BUGS = [
         op="transfer", test=TRANSFER),
     Bug("chunks overwrite each other", TRANSFER_HOST, "args.accumulate = chunk.row_begin > 0;",
         "args.accumulate = false;", op="transfer", test=CHUNKS),
+    *(Bug(name, file, old, new, snippet=MATCH_HOPPER) for name, file, old, new in (
+        ("the producer waits for the wrong phase", HOPPER_PIPELINE, "&shared.empty[stage], (n / kStages & 1) ^ 1)",
+         "&shared.empty[stage], n / kStages & 1)"),
+        ("a consumer waits for the wrong phase", HOPPER_PIPELINE, "n_ / kStages & 1);\n      const unsigned place",
+         "(n_ / kStages & 1) ^ 1);\n      const unsigned place"),
+        ("barriers not shown to the copy engine", HOPPER_PIPELINE, "    fence_proxy_async();\n", ""),
+        ("a stage given back while wgmma reads it", HOPPER_PIPELINE, "wgmma_wait<1>();", ""),
+        ("the newest stage given back instead of the one before", HOPPER_PIPELINE,
+         "wgmma_wait<1>();\n        release(n_ - 1);", "wgmma_wait<1>();\n        release(n_);"),
+        ("a stage is free when half of the warps have read it", HOPPER_PIPELINE,
+         "mbarrier_init(&shared.empty[s], kConsumerWarps)", "mbarrier_init(&shared.empty[s], kConsumerWarps / 2)"),
+        ("columns' numbers not waited for", HOPPER_PIPELINE, "(slab == 0 ? (1 + kPlanes) * kColumnBytes : 0)", "0"),
+        ("resident rows looked for elsewhere", HOPPER_PIPELINE, "(resident_ + slab) % kStages", "slab % kStages"),
+        ("the second warpgroup multiplies the first one's rows", HOPPER_PIPELINE,
+         "top = shared_operand(shared_.a[place] + number_ * kWarpgroupRows * kDepth * 2)",
+         "top = shared_operand(shared_.a[place])"),
+        ("the depth of a step in the wrong unit", HOPPER_PIPELINE, "at_depth(top, k), at_depth(b, k)",
+         "at_depth(top, k), at_depth(b, k / 2)"),
+        ("a fragment counted twice", HOPPER_LINE, "(start + cols - 1) / run_ - first_block) + 1",
+         "(start + cols) / run_ - first_block) + 1"),
+        ("merged by the last but one", "csrc/cuda/hopper/fragments.cuh", "strip.fragments - 1", "strip.fragments - 2"),
+        ("sums not rescaled", HOPPER_SOFTMAX, "base[r] = state_[r].raise(peak[r]);",
+         "base[r] = ExponentBase::of(peak[r]), state_[r].peak = peak[r];"),
+    )),
 ]  # fmt: skip
 
 
