@@ -129,6 +129,17 @@ def test_wait_with_the_wrong_parity_passes_and_sees_nothing(sim):  # noqa: F811
     assert (got == 0xFFFF).all()  # NaN in both halves
 
 
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+def test_threads_that_do_not_wait_see_nothing(plain, order):  # noqa: F811
+    tensor = halves(1, 8, 64)
+    plain.set_order(order)
+    got = tile(plain, tensor, 8, (0, 0, 0), fault=16).ravel()
+    plain.set_order("forward")
+    first = np.arange(got.size) % 64 == 0  # what thread 0 reads
+    np.testing.assert_array_equal(got[first], swizzle_128b(tensor[0]).ravel()[first])
+    assert (got[~first] == 0xFFFF).all()
+
+
 @pytest.mark.parametrize("fault", [4, 7], ids=["no bytes expected", "no wait"])
 def test_a_copy_that_nobody_waits_for_is_an_error(sim, fault):  # noqa: F811
     # With a barrier of one arrival that expects no bytes, the phase ends without the copy.

@@ -65,34 +65,38 @@ unsigned char* swizzled(unsigned char* p) {
   return p + static_cast<std::ptrdiff_t>(address ^ (address >> 7 & 7) << 4) - static_cast<std::ptrdiff_t>(address);
 }
 
-void store(unsigned char* shared, const void* bytes, size_t n) {
-  std::memcpy(shared, bytes, n);
-  std::memcpy(async_view(shared), bytes, n);
+void check_untouched(const Copy& c) {
+  const unsigned char* const p = c.destination;
+  if (p[0] == 0xff && std::memcmp(p, p + 1, c.bytes - 1) == 0) return;
+  size_t i = 0;
+  while (p[i] == 0xff) ++i;
+  fail("%s was written while the bulk copy issued at %s to it was in flight", describe_shared(p + i).c_str(),
+       text(c.place).c_str());
 }
 
 void carry_out(const Copy& c) {
-  for (size_t i = 0; i < c.bytes; ++i) {
-    if (c.destination[i] == 0xff) continue;
-    fail("%s was written while the bulk copy issued at %s to it was in flight",
-         describe_shared(c.destination + i).c_str(), text(c.place).c_str());
-  }
+  check_untouched(c);
+  unsigned char* const view = async_view(c.destination);
   if (c.source != nullptr) {
-    store(c.destination, c.source, c.bytes);
+    std::memcpy(c.destination, c.source, c.bytes);
+    std::memcpy(view, c.source, c.bytes);
     return;
   }
   const TensorMap& m = c.map;
-  const int64_t first =
-      c.channel < 0 ? -static_cast<int64_t>(c.channel) : 0;  // halves of a row that exist: [first, end)
+  // Of a row the halves [first, end) are within the tensor.
+  const int64_t first = c.channel < 0 ? -static_cast<int64_t>(c.channel) : 0;
   const int64_t end = m.depth - c.channel < kRowHalves ? m.depth - c.channel : kRowHalves;
   for (int r = 0; r < m.box_rows; ++r) {
     uint16_t halves[kRowHalves] = {};
     const int64_t row = static_cast<int64_t>(c.row) + r;
     if (c.image >= 0 && c.image < m.images && row >= 0 && row < m.rows && first < end) {
-      const auto* from = static_cast<const uint16_t*>(m.data) + (c.image * m.rows + row) * m.depth + c.channel;
-      std::memcpy(halves + first, from + first, static_cast<size_t>(end - first) * 2);
+      const int64_t from = (c.image * m.rows + row) * m.depth + c.channel + first;
+      std::memcpy(halves + first, static_cast<const uint16_t*>(m.data) + from, static_cast<size_t>(end - first) * 2);
     }
     for (size_t chunk = 0; chunk < kRowBytes; chunk += 16) {
-      store(swizzled(c.destination + static_cast<size_t>(r) * kRowBytes + chunk), halves + chunk / 2, 16);
+      unsigned char* const to = swizzled(c.destination + static_cast<size_t>(r) * kRowBytes + chunk);
+      std::memcpy(to, halves + chunk / 2, 16);
+      std::memcpy(view + (to - c.destination), halves + chunk / 2, 16);
     }
   }
 }
