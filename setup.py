@@ -1,7 +1,8 @@
 """Builds libcosegflow (the kernels, torch-free) and cosegflow._C (its binding to PyTorch's stable ABI).
 
 Environment: COSEGFLOW_FORCE_CUDA=1 (no nvcc is an error), COSEGFLOW_CPU_ONLY=1 (no CUDA kernels even with nvcc),
-TORCH_CUDA_ARCH_LIST (default ``8.0+PTX;9.0a`` where no GPU is visible), CUDA_HOME, MAX_JOBS.
+TORCH_CUDA_ARCH_LIST (default: the visible GPUs, 9.0a for Hopper; ``8.0+PTX;9.0a`` where there are none), CUDA_HOME,
+MAX_JOBS.
 """
 
 import json
@@ -18,7 +19,9 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of torch 2.10
-DEFAULT_ARCH_LIST = "8.0+PTX;9.0a"
+ARCH_LIST = runpy.run_path(
+    str(ROOT / "cosegflow" / "_arch_list.py")
+)  # not imported: the package needs what is built here
 
 # pip's build isolation hides the torch that is installed beside us, which is the one that will load the kernels.
 sys.path.append(sysconfig.get_path("purelib"))
@@ -63,6 +66,22 @@ def cuda_version(home: Path) -> str:
     text = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"release (\d+\.\d+)", text)
     return match.group(1) if match else "unknown"
+
+
+def newest_architecture(home: Path) -> tuple[int, int] | None:
+    """The newest compute capability that nvcc compiles for; None where it does not tell."""
+    done = subprocess.run([home / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True)
+    found = [int(n) for n in re.findall(r"compute_(\d+)", done.stdout)]
+    return divmod(max(found), 10) if done.returncode == 0 and found else None
+
+
+def arch_list(home: Path) -> str:
+    """What to build for: the user's TORCH_CUDA_ARCH_LIST, else by the visible GPUs."""
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if given and given != "native":
+        return given
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ARCH_LIST["choose"]([torch.cuda.get_device_capability(i) for i in range(count)], newest_architecture(home))
 
 
 def commit() -> str | None:
@@ -138,11 +157,15 @@ class BuildKernels(cpp_extension.BuildExtension):
     def build_extensions(self) -> None:
         if CUDA_HOME is not None:
             cpp_extension.CUDA_HOME = str(CUDA_HOME)  # None under a CPU build of torch
-            if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
-                os.environ["TORCH_CUDA_ARCH_LIST"] = DEFAULT_ARCH_LIST
+            chosen = os.environ["TORCH_CUDA_ARCH_LIST"] = arch_list(CUDA_HOME)
+            if why := ARCH_LIST["lack"](chosen):
+                self.announce_loudly(why)
         else:
-            self.announce_cpu_only()
+            self.announce_loudly(f"cosegflow is being built WITHOUT CUDA kernels: {CUDA_REASON}.")
         for extension in self.extensions:
+            if extension.name == "cosegflow.libcosegflow" and CUDA_HOME is not None:
+                # The dispatch asks it: a macro of nvcc's passes is not defined where host code is compiled.
+                extension.extra_compile_args["nvcc"] += ARCH_LIST["macros"](chosen)
             if extension.name == "cosegflow._C":
                 extension.library_dirs.append(str(Path(self.build_lib) / "cosegflow"))
         self.drop_stale_objects()
@@ -163,17 +186,17 @@ class BuildKernels(cpp_extension.BuildExtension):
             if compiled.stat().st_mtime < newest:
                 compiled.unlink()
 
-    def announce_cpu_only(self) -> None:
-        """Says that there will be no CUDA kernels, where pip shows it (-v) and in the build info."""
+    def announce_loudly(self, what: str) -> None:
+        """Says what this build lacks where pip shows it (-v); the build info has it too."""
         line = "*" * 100
-        print(f"{line}\ncosegflow is being built WITHOUT CUDA kernels: {CUDA_REASON}.\n{line}", file=sys.stderr)
+        print(f"{line}\n{what}\n{line}", file=sys.stderr)
 
     def write_build_info(self, package: Path) -> None:
         """What `python -m cosegflow.info` reports about this build."""
         info = {
             "cuda": cuda_version(CUDA_HOME) if CUDA_HOME else None,
             "cuda_reason": CUDA_REASON,
-            "arch_list": (os.environ.get("TORCH_CUDA_ARCH_LIST") or "that of the visible GPUs") if CUDA_HOME else None,
+            "arch_list": os.environ["TORCH_CUDA_ARCH_LIST"] if CUDA_HOME else None,
             "torch": torch.__version__,
             "torch_target": "2.10",
             "python": sys.version.split()[0],

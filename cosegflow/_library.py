@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from cosegflow import _arch_list
+
 _load_error: BaseException | None = None
 try:
     import cosegflow._C  # noqa: F401  (registers torch.ops.cosegflow)
@@ -34,6 +36,8 @@ def build_info() -> dict[str, Any]:
 
 _BUILD_INFO = build_info()
 HAS_CUDA_KERNELS = bool(_BUILD_INFO.get("cuda"))
+HAS_SM90A = HAS_CUDA_KERNELS and _arch_list.has_sm90a(_BUILD_INFO.get("arch_list") or "")
+"""Whether the kernels of Hopper were built."""
 
 
 def require(device: torch.device) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from cosegflow import _library
+from cosegflow import _arch_list, _library
 from cosegflow._version import __version__
 
 
@@ -26,6 +26,11 @@ def cuda_status() -> tuple[bool, str]:
     )
 
 
+def _architectures(arch_list: str | None) -> str:
+    lack = _arch_list.lack(arch_list or "")
+    return f"{arch_list or '-'}{'' if lack is None else f' ({lack})'}"
+
+
 def report() -> str:
     """The text that the command prints."""
     build = _library.build_info()
@@ -39,7 +44,7 @@ def report() -> str:
         f"built with       torch {build.get('torch', '?')}, stable ABI of torch {build.get('torch_target', '?')}",
         f"CUDA kernels     {'nvcc ' + build['cuda'] if build.get('cuda') else 'not built'}"
         f" ({build.get('cuda_reason', 'no build record')})",
-        f"architectures    {build.get('arch_list') or '-'}",
+        f"architectures    {_architectures(build.get('arch_list'))}",
         f"backend cpu      {'works' if error is None else f'does not work: {error}'}",
         f"backend cuda     {'works: ' if works else 'does not work: '}{why}",
     ]
