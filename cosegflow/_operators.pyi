@@ -4,6 +4,7 @@ class Operators:
     """The operators of `torch.ops.cosegflow`. Masks are (B, H, W); beta is a tensor of one value or (B,).
 
     kernel_sigma 0 is no window. index and score are of size (0,) unless return_index or a window asks for them.
+    precision is 0 (highest), 1 (high) or 2 (medium), for float32 on CUDA; portable leaves out the kernels of Hopper.
     """
 
     def warp(
@@ -81,6 +82,8 @@ class Operators:
         simple: bool = False,
         kernel_sigma: float = 0.0,
         return_index: bool = False,
+        precision: int = 0,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
     def match_backward(
         self,
@@ -111,6 +114,8 @@ class Operators:
         beta: Tensor,
         normalize: bool = True,
         simple: bool = False,
+        precision: int = 0,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
     def match_both_backward(
         self,
@@ -167,6 +172,8 @@ class Operators:
         beta: Tensor,
         normalize: bool = True,
         simple: bool = False,
+        precision: int = 0,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor]: ...
     def transfer_backward(
         self,

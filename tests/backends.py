@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosegflow.ops._log import is_set
 from cosegflow.reference import accumulate_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +56,11 @@ def to_torch(array: np.ndarray | None, dtype: torch.dtype | None = None) -> Tens
 def beta_per_image(beta: Tensor, batch: int) -> np.ndarray:
     """(B,) with stride 0 where one value serves all images."""
     return beta.detach().reshape(-1).expand(batch).numpy()
+
+
+def which_kernels(precision: int, portable: bool) -> dict[str, Any]:
+    """The keyword arguments of hostsim that choose kernels: those that are not the default."""
+    return {**({"precision": precision} if precision else {}), **({"portable": True} if portable else {})}
 
 
 class _Warp(torch.autograd.Function):
@@ -128,11 +134,11 @@ class _SoftArgmax(torch.autograd.Function):
 
 class _Match(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, sigma, return_index):
+    def forward(ctx, fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, sigma, return_index, kernels):
         ctx.set_materialize_grads(False)
         arrays = [to_numpy(t) for t in (fa, fb, mask_a, mask_b)]
         beta_values = beta_per_image(beta, fa.shape[0])
-        outputs = hostsim_module().match(*arrays, beta_values, normalize, simple, sigma, return_index)
+        outputs = hostsim_module().match(*arrays, beta_values, normalize, simple, sigma, return_index, **kernels)
         flow, lse, confidence, index, score = (to_torch(o) for o in outputs)
         ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow, lse, index)
         ctx.options = (normalize, simple, chunk_bytes, sigma)
@@ -154,7 +160,7 @@ class _Match(torch.autograd.Function):
             grad_mask_b = grad_mask_b.to(mask_b.dtype)
         if grad_beta is not None and beta.dim() == 0:
             grad_beta = grad_beta.sum()
-        return grad_fa, grad_fb, None, grad_mask_b, grad_beta, *(None,) * 5
+        return grad_fa, grad_fb, None, grad_mask_b, grad_beta, *(None,) * 6
 
 
 class _LocalCorrelation(torch.autograd.Function):
@@ -174,7 +180,10 @@ class _LocalCorrelation(torch.autograd.Function):
 
 
 class Hostsim:
-    """The CUDA sources under the simulator. `simple` chooses the plainly right kernels."""
+    """The CUDA sources under the simulator.
+
+    `simple` chooses the plainly right kernels, `portable` the fast ones that every architecture has.
+    """
 
     name = "hostsim"
 
@@ -190,16 +199,26 @@ class Hostsim:
     def soft_argmax_indexed(self, corr, mask_b, beta, sigma=0.0, simple=False):
         return _SoftArgmax.apply(corr, mask_b, beta, simple, sigma, True)
 
-    def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
-        return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, 0.0, False)[:3]
+    def match(
+        self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0, precision=0, portable=False
+    ):
+        kernels = which_kernels(precision, portable)
+        return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, 0.0, False, kernels)[:3]
 
-    def match_indexed(self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0):
-        return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, sigma, True)
+    def match_indexed(
+        self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0, precision=0,
+        portable=False,
+    ):  # fmt: skip
+        kernels = which_kernels(precision, portable)
+        return _Match.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, sigma, True, kernels)
 
-    def match_both(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
+    def match_both(
+        self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0, precision=0, portable=False
+    ):
         from backends_match_both import MatchBoth
 
-        return MatchBoth.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes)
+        kernels = which_kernels(precision, portable)
+        return MatchBoth.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, kernels)
 
     def cycle_error(self, flow_ab, flow_ba, deterministic=False):
         from backends_cycle_error import CycleErrorFunction
@@ -212,10 +231,14 @@ class Hostsim:
 
 
 class Torch:
-    """torch.ops.cosegflow on a device; takes and returns tensors of the CPU."""
+    """torch.ops.cosegflow on a device; takes and returns tensors of the CPU.
+
+    COSEGFLOW_PORTABLE=1, which the public functions heed, holds for these operators too.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.portable = is_set("COSEGFLOW_PORTABLE")
 
     def _run(self, operator: Any, *args: Any) -> Any:
         moved = [a.to(self.name) if isinstance(a, Tensor) else a for a in args]
@@ -235,15 +258,24 @@ class Torch:
     def soft_argmax_indexed(self, corr, mask_b, beta, sigma=0.0, simple=False):
         return self._run(torch.ops.cosegflow.soft_argmax, corr, mask_b, beta, simple, sigma, True)
 
-    def match(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
-        return self._run(torch.ops.cosegflow.match, fa, fb, mask_a, mask_b, beta, normalize, simple)[:3]
+    def match(
+        self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0, precision=0, portable=False
+    ):
+        arguments = (fa, fb, mask_a, mask_b, beta, normalize, simple, 0.0, False)
+        return self._run(torch.ops.cosegflow.match, *arguments, precision, portable or self.portable)[:3]
 
-    def match_indexed(self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0):
+    def match_indexed(
+        self, fa, fb, mask_a, mask_b, beta, normalize=True, sigma=0.0, simple=False, chunk_bytes=0, precision=0,
+        portable=False,
+    ):  # fmt: skip
         arguments = (fa, fb, mask_a, mask_b, beta, normalize, simple, sigma, True)
-        return self._run(torch.ops.cosegflow.match, *arguments)
+        return self._run(torch.ops.cosegflow.match, *arguments, precision, portable or self.portable)
 
-    def match_both(self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0):
-        return self._run(torch.ops.cosegflow.match_both, fa, fb, mask_a, mask_b, beta, normalize, simple)
+    def match_both(
+        self, fa, fb, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0, precision=0, portable=False
+    ):
+        arguments = (fa, fb, mask_a, mask_b, beta, normalize, simple)
+        return self._run(torch.ops.cosegflow.match_both, *arguments, precision, portable or self.portable)
 
     def cycle_error(self, flow_ab, flow_ba, deterministic=False):
         return self._run(torch.ops.cosegflow.cycle_error, flow_ab, flow_ba)

@@ -6,11 +6,11 @@ from backends import beta_per_image, hostsim_module, to_numpy, to_torch
 
 class MatchBoth(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes):
+    def forward(ctx, fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, kernels):
         ctx.set_materialize_grads(False)
         arrays = [to_numpy(t) for t in (fa, fb, mask_a, mask_b)]
         outputs = hostsim_module().match_both(
-            *arrays, beta_per_image(beta, fa.shape[0]), normalize, simple, chunk_bytes=chunk_bytes
+            *arrays, beta_per_image(beta, fa.shape[0]), normalize, simple, chunk_bytes=chunk_bytes, **kernels
         )
         outputs = tuple(to_torch(o) for o in outputs)
         ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, *outputs[:2], *outputs[3:5])
@@ -31,4 +31,4 @@ class MatchBoth(torch.autograd.Function):
         grad_masks = [None if g is None else g.to(m.dtype) for g, m in zip(grad_masks, (mask_a, mask_b), strict=True)]
         if grad_beta is not None and beta.dim() == 0:
             grad_beta = grad_beta.sum()
-        return grad_fa, grad_fb, *grad_masks, grad_beta, None, None, None
+        return grad_fa, grad_fb, *grad_masks, grad_beta, *(None,) * 4

@@ -3,16 +3,16 @@
 from typing import Any
 
 import torch
-from backends import beta_per_image, hostsim_module, to_numpy, to_torch
+from backends import beta_per_image, hostsim_module, to_numpy, to_torch, which_kernels
 
 
 class _Transfer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, fa, fb, values, mask_a, mask_b, beta, normalize, simple, chunk_bytes):
+    def forward(ctx, fa, fb, values, mask_a, mask_b, beta, normalize, simple, chunk_bytes, kernels):
         ctx.set_materialize_grads(False)
         arrays = [to_numpy(t) for t in (fa, fb, values, mask_a, mask_b)]
         outputs = hostsim_module().transfer(
-            *arrays, beta_per_image(beta, fa.shape[0]), normalize, simple, chunk_bytes=chunk_bytes
+            *arrays, beta_per_image(beta, fa.shape[0]), normalize, simple, chunk_bytes=chunk_bytes, **kernels
         )
         out, lse = (to_torch(o) for o in outputs)
         ctx.save_for_backward(fa, fb, values, mask_a, mask_b, beta, out, lse)
@@ -35,13 +35,16 @@ class _Transfer(torch.autograd.Function):
             grad_mask_b = grad_mask_b.to(mask_b.dtype)
         if grad_beta is not None and beta.dim() == 0:
             grad_beta = grad_beta.sum()
-        return grad_fa, grad_fb, grad_values, None, grad_mask_b, grad_beta, None, None, None
+        return grad_fa, grad_fb, grad_values, None, grad_mask_b, grad_beta, *(None,) * 4
 
 
 def transfer(
-    backend: Any, fa, fb, values, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0
-) -> tuple[torch.Tensor, torch.Tensor]:
+    backend: Any, fa, fb, values, mask_a, mask_b, beta, normalize=True, simple=False, chunk_bytes=0, precision=0,
+    portable=False,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(out, lse) in the accumulate dtype; chunk_bytes is for hostsim."""
     if backend.name == "hostsim":
-        return _Transfer.apply(fa, fb, values, mask_a, mask_b, beta, normalize, simple, chunk_bytes)
-    return backend._run(torch.ops.cosegflow.transfer, fa, fb, values, mask_a, mask_b, beta, normalize, simple)
+        kernels = which_kernels(precision, portable)
+        return _Transfer.apply(fa, fb, values, mask_a, mask_b, beta, normalize, simple, chunk_bytes, kernels)
+    arguments = (fa, fb, values, mask_a, mask_b, beta, normalize, simple)
+    return backend._run(torch.ops.cosegflow.transfer, *arguments, precision, portable or backend.portable)

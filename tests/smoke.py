@@ -12,6 +12,7 @@ import torch
 
 import cosegflow
 from cosegflow import info, reference
+from cosegflow.ops._precision import float32_precision
 
 
 def check(name: str, actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -20,6 +21,19 @@ def check(name: str, actual: torch.Tensor, expected: torch.Tensor) -> None:
     if not error <= 1e-4 * max(1.0, expected.abs().max().item()):
         sys.exit(f"smoke: {name}: error {error}")
     print(f"  {name}: error {error:.1e}")
+
+
+def check_precision() -> None:
+    """A compiled function follows torch's precision of float32 products: the guard is of this torch's Dynamo."""
+    device = torch.device("cuda", 0)  # none is needed
+    compiled = torch.compile(lambda x: x * float32_precision(x.dtype, device), backend="eager", fullgraph=True)
+    for expected, name in ((0, "highest"), (1, "high"), (2, "medium"), (1, "high")):
+        torch.set_float32_matmul_precision(name)
+        got = int(compiled(torch.ones(1)))
+        if got != expected:
+            sys.exit(f"smoke: under the precision {name} a compiled function has number {got}, needs {expected}")
+    torch.set_float32_matmul_precision("highest")
+    print("  a change of precision recompiles")
 
 
 def main() -> None:
@@ -44,6 +58,7 @@ def main() -> None:
     check("warp", cosegflow.warp(fb, matches.flow), reference.warp(fb, matches.flow)[0])
     window = reference.local_correlation(fa, fb, 2, matches.flow.detach())
     check("local_correlation", cosegflow.local_correlation(fa, fb, 2, matches.flow), window)
+    check_precision()
     if torch.version.cuda is not None:
         library = ctypes.CDLL("libtorch_cuda.so", mode=os.RTLD_LAZY | os.RTLD_NOLOAD)
         if not hasattr(library, "aoti_torch_get_current_cuda_stream"):

@@ -300,8 +300,9 @@ def dry(*options: str) -> int:
 def test_dry_run_lists_every_step(capsys):
     assert dry("--device", "cuda", "--peers", "cosegflow") == 0
     text = capsys.readouterr().out
-    for words in ("self_check: match float16", "tests/test_match.py", "test_cuda_graph.py", "test_cuda_streams.py",
-                  "--tool racecheck", "kernel_substring=cosegflow", "bench: match forward B="):  # fmt: skip
+    for words in ("self_check: match portable float16", "tests/test_match.py", "test_cuda_graph.py",
+                  "test_cuda_streams.py", "--tool racecheck", "kernel_substring=cosegflow",
+                  "bench: match forward B="):  # fmt: skip
         assert words in text
     assert text.count("--tool initcheck") == len(sanitize_stage.GROUPS)
 
@@ -480,16 +481,18 @@ def test_the_last_lines_name_what_failed(tmp_path):
     context, cleanup = context_of(tmp_path)
     cleanup()
     result = context.result
-    result.put("self_check", "match float16", {"status": "disagrees", "difference": "0.5", "op": "match"})
+    result.put("self_check", "match portable float16", {"status": "disagrees", "difference": "0.5", "op": "match"})
     result.put("tests", "test_match.py", {"status": OUT_OF_TIME})
     result.put("sanitize", "memcheck match", {"status": "refused", "reason": "Device not supported"})
     text = summary.text(result)
-    assert "FAILED: self_check: match float16: disagrees" in text and text.splitlines()[-1].startswith(
+    assert "FAILED: self_check: match portable float16: disagrees" in text and text.splitlines()[-1].startswith(
         "gpu-check: failed"
     )
     assert "memcheck match: refused: Device not supported" in text and summary.exit_code(result) == 1
     result.put(
-        "self_check", "match float16", {"status": "agrees", "difference": "0", "op": "match", "dtype": "float16"}
+        "self_check",
+        "match portable float16",
+        {"status": "agrees", "difference": "0", "op": "match", "case": "float16"},
     )
     assert summary.exit_code(result) == 3 and "not finished" in summary.text(result)
     result.put("tests", "test_match.py", {"status": "timeout"})

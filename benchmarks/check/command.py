@@ -55,19 +55,26 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def identity(options: argparse.Namespace, home: Path, origin: dict[str, Any]) -> dict[str, Any]:
-    """What a result is of."""
+def architecture(device: str) -> str | None:
+    """Such as "sm_90"; None without a GPU. In a build that is not for 9.0a a Hopper GPU is "sm_90 without 9.0a"."""
     import torch
 
-    arch = None
-    if options.device == "cuda":
-        major, minor = torch.cuda.get_device_capability(0)
-        arch = f"sm_{major}{minor}"
+    from cosegflow import _library
+
+    if device != "cuda" or not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(0)
+    lacks = (major, minor) == (9, 0) and not _library.HAS_SM90A
+    return f"sm_{major}{minor}{' without 9.0a' if lacks else ''}"
+
+
+def identity(options: argparse.Namespace, home: Path, origin: dict[str, Any]) -> dict[str, Any]:
+    """What a result is of."""
     return {
         "commit": origin["commit"],
         "device_name": origin["device_name"],
         "torch": origin["torch"],
-        "arch": arch,
+        "arch": architecture(options.device),
         "device": options.device,
         "quick": options.quick,
         "select": options.select,
@@ -100,14 +107,17 @@ def dry_run(options: argparse.Namespace, home: Path | None) -> int:
         if importlib.util.find_spec(f"benchmarks.check.{name}") is None:
             missing.append(f"benchmarks.check.{name}")
     wanted = stages.STAGES if options.only is None else (options.only, "self_check")
-    for key in self_check.all_keys():
+    arch = architecture(options.device)
+    for key in self_check.all_keys(arch):
         show("self_check", key)
     if "tests" in wanted:
         files = tests_stage.files()
         missing += [str(f.relative_to(ROOT)) for f in files if not f.is_file()]
         for file in files:
             report = Path(file.name + ".xml")
-            show("tests", tests_stage.command_of(file, report, options.select, options.device))
+            command = tests_stage.command_of(file, report, options.select, options.device)
+            for key in tests_stage.steps_of(file.name, arch):
+                show("tests", ["COSEGFLOW_PORTABLE=1", *command] if key != file.name else command)
         present = [f for f in files if f.is_file()]
         done = execute(tests_stage.collect_command(present, options.select), 120, environment, ROOT / "tests")
         found = tests_stage.collected(done)

@@ -115,7 +115,7 @@ def locate(
 def environment_of(home: Path) -> dict[str, str]:
     """The environment of children: the package first, then the checkout for `benchmarks`."""
     paths = list(dict.fromkeys([str(home), str(ROOT)]))
-    kept = {k: v for k, v in os.environ.items() if k not in ("COSEGFLOW_SIMPLE", "PYTHONPATH")}
+    kept = {k: v for k, v in os.environ.items() if k not in ("COSEGFLOW_SIMPLE", "COSEGFLOW_PORTABLE", "PYTHONPATH")}
     other = os.environ.get("PYTHONPATH")
     return {**kept, "PYTHONPATH": os.pathsep.join([*paths, *([other] if other else [])])}
 

@@ -5,29 +5,38 @@ from typing import Any
 
 import torch
 
-from cosegflow.ops import _trust
+from cosegflow.ops import _self_check
 
 from .process import serve
 
 
-def all_keys() -> list[str]:
-    """One for each operation with a fast path and each dtype."""
-    return [f"{op} {str(dtype).removeprefix('torch.')}" for op in _trust.PROBLEMS for dtype in _trust.TOLERANCES]
+def all_keys(architecture: str | None) -> list[str]:
+    """One for each path, dtype and precision of an operation: "match hopper float32 high"; None: what all have."""
+    return [
+        f"{op} {path} {_self_check.case_name(dtype, precision)}"
+        for (op, path), cases in _self_check.CASES.items()
+        for dtype, precision in cases
+        if path == _self_check.PORTABLE
+        or (architecture and _self_check.own_path(op, architecture, dtype, precision) == path)
+    ]
 
 
 def check(key: str, device: torch.device, small: bool) -> dict[str, Any]:
-    """The verdict of one operation and dtype; `small`: without the sizes that only a GPU computes in no time."""
-    op, dtype_name = key.split()
-    dtype = getattr(torch, dtype_name)
-    sizes = tuple(s for s in _trust.PROBLEMS[op][1] if not small or s[-1] < 128)
-    largest = _trust.difference(op, torch.empty(0, dtype=dtype, device=device), sizes=sizes)
-    agrees = largest <= _trust.TOLERANCES[dtype]
+    """The verdict of one case; `small`: without the sizes that only a GPU computes in no time."""
+    op, path, name = key.split(" ", 2)
+    cases = {_self_check.case_name(*case): case for case in _self_check.CASES[op, path]}
+    dtype, precision = cases[name]
+    like = torch.empty(0, dtype=dtype, device=device)
+    sizes = _self_check.sizes_of(op, path, small)
+    largest = _self_check.difference(op, path, like, precision, sizes=sizes)
+    tolerance = _self_check.TOLERANCES[dtype, precision]
     return {
-        "status": "agrees" if agrees else "disagrees",
+        "status": "agrees" if largest <= tolerance else "disagrees",
         "op": op,
-        "dtype": dtype_name,
+        "path": path,
+        "case": name,
         "difference": f"{largest:.3g}",
-        "tolerance": _trust.TOLERANCES[dtype],
+        "tolerance": tolerance,
     }
 
 

@@ -99,9 +99,10 @@ def _image(size: tuple[int, ...], generator: torch.Generator) -> Inputs:
     return {"x": _random((b, c, h, w), generator), "flow": flow}
 
 
-def _match(normalize: bool) -> Callable[[Inputs, bool], Any]:
+def _match(normalize: bool, *, precision: int = 0, portable: bool = False) -> Callable[[Inputs, bool], Any]:
+    options = (0.0, False, precision, portable)
     return lambda t, simple: operators.match(
-        t["fa"], t["fb"], t.get("mask_a"), t.get("mask_b"), t["beta"], normalize, simple
+        t["fa"], t["fb"], t.get("mask_a"), t.get("mask_b"), t["beta"], normalize, simple, *options
     )
 
 
@@ -159,6 +160,9 @@ def _cycle(t: Inputs, simple: bool) -> Any:
 
 CALLS: dict[str, Call] = {
     "match masked": Call("match", PAIRS, _masked_pair, _match(True)),
+    "match portable": Call("match", PAIRS, _masked_pair, _match(True, portable=True)),
+    "match high": Call("match", PAIRS, _masked_pair, _match(True, precision=1)),
+    "match medium": Call("match", PAIRS, _masked_pair, _match(True, precision=2)),
     "match strided": Call("match", PAIRS[:3], _strided_pair, _match(False)),
     "match window and index": Call("match", PAIRS[:3], _masked_pair, _matched_in_window),
     "correlation normalized": Call("correlation", PAIRS, _pair, _correlation(True, True)),

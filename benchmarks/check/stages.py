@@ -75,7 +75,7 @@ class Context:
 def run_self_check(context: Context, clock: Clock) -> None:
     """Each fast path against its simple kernel."""
     request = {"device": context.device, "small": context.device == "cpu"}
-    todo = context.left("self_check", self_check.all_keys())
+    todo = context.left("self_check", self_check.all_keys(context.result.data["arch"]))
     reports = conduct(
         "benchmarks.check.self_check", request, todo, clock, STEP_S["self_check"], context.environment,
         context.elsewhere,
@@ -103,10 +103,12 @@ def run_tests(context: Context, clock: Clock) -> None:
         if not chosen:
             status = OUT_OF_TIME if done is None else "failed"
             context.put("tests", "selection", {"status": status, "reason": f"-k {context.select} selects nothing"})
-    for key in context.left("tests", chosen):
-        report = context.elsewhere / f"{key}.xml"
-        command = tests_stage.command_of(files[key], report, context.select, context.device)
-        done = context.run("tests", command, clock, environment)
+    steps = [k for name in chosen for k in tests_stage.steps_of(name, context.result.data["arch"])]
+    for key in context.left("tests", steps):
+        name, *portable = key.split()
+        report = context.elsewhere / f"{'-'.join(key.split())}.xml"
+        command = tests_stage.command_of(files[name], report, context.select, context.device)
+        done = context.run("tests", command, clock, {**environment, "COSEGFLOW_PORTABLE": "1" if portable else "0"})
         if done is None:
             row: dict[str, Any] = {"status": OUT_OF_TIME}
         elif key == tests_stage.SMOKE:

@@ -57,12 +57,12 @@ def bench_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def self_check_lines(rows: dict[str, Any]) -> list[str]:
-    """One line for an operation that agrees in all dtypes, else one for each dtype."""
+    """One line for an operation's path that agrees in all cases, else one for each case."""
     lines = []
-    for op in dict.fromkeys(key.split()[0] for key in rows):
-        of_op = {key: row for key, row in rows.items() if key.split()[0] == op}
+    for op in dict.fromkeys(" ".join(key.split()[:2]) for key in rows):
+        of_op = {key: row for key, row in rows.items() if key.split()[:2] == op.split()}
         if all(row["status"] == "agrees" for row in of_op.values()):
-            seen = ", ".join(f"{row['dtype']} {row['difference']}" for row in of_op.values())
+            seen = ", ".join(f"{row['case']} {row['difference']}" for row in of_op.values())
             lines.append(f"self-check: {op}: agrees; largest relative difference: {seen}")
             continue
         for key, row in of_op.items():

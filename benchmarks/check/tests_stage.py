@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+from cosegflow.ops import _self_check
+
 from .process import Done, last_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +24,13 @@ def files() -> list[Path]:
     found = [f for f in TESTS.glob("test_*.py") if re.search(r"def test_\w+\((?:\w+, )*backend\b", f.read_text())]
     found += TESTS.glob("test_cuda_*.py")
     return [TESTS / SMOKE, *sorted(set(found), key=lambda f: f.stat().st_size)]
+
+
+def steps_of(name: str, architecture: str | None) -> list[str]:
+    """A file's runs: where the architecture has kernels of its own for the operation, one more without them."""
+    op = name.removeprefix("test_").removesuffix(".py")
+    own = architecture and any(_self_check.own_path(op, architecture, *case) for case in _self_check.TOLERANCES)
+    return [name, f"{name} {_self_check.PORTABLE}"] if own else [name]
 
 
 def command_of(file: Path, report: Path, select: str | None, device: str) -> list[str]:

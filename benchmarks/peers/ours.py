@@ -1,6 +1,5 @@
 """cosegflow itself, through its public functions."""
 
-import os
 from collections.abc import Callable
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 import cosegflow
 from cosegflow.ops import _trust
+from cosegflow.ops._log import is_set
 
 from ..case import Case
 from ..works.base import Function, Inputs
@@ -34,12 +34,11 @@ CALLS: dict[str, Callable[[Case, Inputs], Tensor]] = {
 
 
 def version() -> str:
-    """Of cosegflow; it tells where simple kernels ran in place of fast ones."""
-    simple = os.environ.get("COSEGFLOW_SIMPLE", "") not in ("", "0")
-    distrusted = sorted({op for (op, *_), agreed in _trust._agreed.items() if not agreed})
-    if simple or distrusted:
-        return f"{cosegflow.__version__} (simple kernels: {'all' if simple else ' '.join(distrusted)})"
-    return cosegflow.__version__
+    """Of cosegflow; it tells which kernels ran in place of faster ones."""
+    notes = [f"{kind} kernels: all" for kind in ("simple", "portable") if is_set(f"COSEGFLOW_{kind.upper()}")]
+    distrusted = sorted({f"{op} {path}" for (op, path, *_), agreed in _trust._agreed.items() if not agreed})
+    notes += [f"not: {', '.join(distrusted)}"] if distrusted else []
+    return f"{cosegflow.__version__} ({'; '.join(notes)})" if notes else cosegflow.__version__
 
 
 def _builder(work: str) -> Callable[[Case, torch.device], Function]:

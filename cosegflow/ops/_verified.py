@@ -3,5 +3,5 @@
 python -m benchmarks.check.verified
 """
 
-# (operation, architecture such as "sm_90")
-VERIFIED: frozenset[tuple[str, str]] = frozenset()
+# (operation, path: "portable" or "hopper", architecture such as "sm_90")
+VERIFIED: frozenset[tuple[str, str, str]] = frozenset()

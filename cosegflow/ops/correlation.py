@@ -9,7 +9,7 @@ from cosegflow import _library, reference
 from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
 from cosegflow.ops._registration import second_derivative
-from cosegflow.ops._trust import use_simple
+from cosegflow.ops._trust import SIMPLE, choose
 
 
 def correlation(fa: Tensor, fb: Tensor, *, normalize: bool = False, relu: bool = False) -> Tensor:
@@ -39,7 +39,8 @@ def correlation(fa: Tensor, fb: Tensor, *, normalize: bool = False, relu: bool =
     if _transforms.reference_wanted():
         with without_autocast(fa):
             return reference.correlation(fa.to(dtype), fb.to(dtype), normalize, relu)
-    return _transforms.run("correlation", fa, fb, normalize, relu, use_simple("correlation", dtype, fa.device))
+    simple = choose("correlation", dtype, fa.device) == SIMPLE
+    return _transforms.run("correlation", fa, fb, normalize, relu, simple)
 
 
 def _fake(fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False, simple: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ from cosegflow import _library, reference
 from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
 from cosegflow.ops._registration import second_derivative
-from cosegflow.ops._trust import use_simple
+from cosegflow.ops._trust import SIMPLE, choose
 
 MAX_RADIUS = 16383  # of the kernels: the window's side squared stays within 31 bits
 
@@ -59,9 +59,8 @@ def local_correlation(
     if _transforms.reference_wanted():
         with without_autocast(fa):
             return reference.local_correlation(fa.to(dtype), fb.to(dtype), radius, flow, normalize)
-    return _transforms.run(
-        "local_correlation", fa, fb, flow, radius, normalize, use_simple("local_correlation", dtype, fa.device)
-    )
+    simple = choose("local_correlation", dtype, fa.device) == SIMPLE
+    return _transforms.run("local_correlation", fa, fb, flow, radius, normalize, simple)
 
 
 def _as_radius(radius: int) -> int:

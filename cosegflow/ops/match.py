@@ -8,8 +8,9 @@ from torch import Tensor
 from cosegflow import _library, reference
 from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
+from cosegflow.ops._precision import float32_precision
 from cosegflow.ops._registration import fake_matches, second_derivative, sum_to_beta
-from cosegflow.ops._trust import use_simple
+from cosegflow.ops._trust import PORTABLE, SIMPLE, choose
 from cosegflow.types import IndexedMatches, Matches
 
 
@@ -108,8 +109,12 @@ def match(
         with without_autocast(fa):
             result = reference.match_indexed(fa.to(dtype), fb.to(dtype), mask_a, mask_b, beta, normalize, sigma)
     else:
-        simple = use_simple("match", dtype, fa.device)
-        result = _transforms.run("match", fa, fb, mask_a, mask_b, beta, normalize, simple, sigma, return_index)
+        precision = float32_precision(dtype, fa.device)
+        kernels = choose("match", dtype, fa.device, precision)
+        result = _transforms.run(
+            "match", fa, fb, mask_a, mask_b, beta, normalize, kernels == SIMPLE, sigma, return_index, precision,
+            kernels == PORTABLE,
+        )  # fmt: skip
     return IndexedMatches(*result) if return_index else Matches(*result[:3])
 
 
@@ -123,6 +128,8 @@ def _fake(
     simple: bool = False,
     kernel_sigma: float = 0.0,
     return_index: bool = False,
+    precision: int = 0,
+    portable: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return fake_matches(fa, (fa.shape[0], *fa.shape[2:]), return_index or kernel_sigma > 0)
 
@@ -156,7 +163,7 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple, ctx.sigma, _ = inputs
+    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple, ctx.sigma, *_ = inputs
     flow, lse, confidence, index, score = output
     ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow, lse, index if ctx.sigma > 0 else None)
     ctx.mark_non_differentiable(confidence, index, score)
@@ -169,7 +176,7 @@ def _backward(
     fa, fb, mask_a, mask_b, beta, flow, lse, index = ctx.saved_tensors
     need_fa, need_fb, _, need_mask_b, need_beta = ctx.needs_input_grad[:5]
     if grad_flow is None and grad_lse is None:
-        return (None,) * 9
+        return (None,) * 11
     need_mask_b = need_mask_b and mask_b is not None
     grads = _transforms.run(
         "match_backward",
@@ -197,7 +204,7 @@ def _backward(
         None,
         grads[2] if need_mask_b else None,
         sum_to_beta(grads[3], beta) if need_beta else None,
-        *(None,) * 4,
+        *(None,) * 6,
     )
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from cosegflow import _library, reference
 from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
+from cosegflow.ops._precision import float32_precision
 from cosegflow.ops._registration import second_derivative, sum_to_beta
-from cosegflow.ops._trust import use_simple
+from cosegflow.ops._trust import PORTABLE, SIMPLE, choose
 from cosegflow.ops.match import match
 from cosegflow.types import Matches
 
@@ -69,8 +70,11 @@ def match_both(
     if _transforms.reference_wanted():
         with without_autocast(fa):
             return reference.match_both(fa.to(dtype), fb.to(dtype), mask_a, mask_b, beta, normalize)
-    simple = use_simple("match_both", dtype, fa.device)
-    result = _transforms.run("match_both", fa, fb, mask_a, mask_b, beta, normalize, simple)
+    precision = float32_precision(dtype, fa.device)
+    kernels = choose("match_both", dtype, fa.device, precision)
+    result = _transforms.run(
+        "match_both", fa, fb, mask_a, mask_b, beta, normalize, kernels == SIMPLE, precision, kernels == PORTABLE
+    )
     return Matches(*result[:3]), Matches(*result[3:])
 
 
@@ -82,6 +86,8 @@ def _fake(
     beta: Tensor,
     normalize: bool = True,
     simple: bool = False,
+    precision: int = 0,
+    portable: bool = False,
 ) -> tuple[Tensor, ...]:
     dtype = reference.accumulate_dtype(fa.dtype)
     shapes = []
@@ -126,7 +132,7 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple = inputs
+    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple, *_ = inputs
     flow_ab, lse_ab, confidence_ab, flow_ba, lse_ba, confidence_ba = output
     ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow_ab, lse_ab, flow_ba, lse_ba)
     ctx.mark_non_differentiable(confidence_ab, confidence_ba)
@@ -138,7 +144,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     need_fa, need_fb, need_mask_a, need_mask_b, need_beta = ctx.needs_input_grad[:5]
     grad_flow_ab, grad_lse_ab, _, grad_flow_ba, grad_lse_ba, _ = grads
     if all(g is None for g in (grad_flow_ab, grad_lse_ab, grad_flow_ba, grad_lse_ba)):
-        return (None,) * 7
+        return (None,) * 9
     result = _transforms.run(
         "match_both_backward",
         grad_flow_ab,
@@ -168,8 +174,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         result[2] if need_mask_a else None,
         result[3] if need_mask_b else None,
         sum_to_beta(result[4], beta) if need_beta else None,
-        None,
-        None,
+        *(None,) * 4,
     )
 
 

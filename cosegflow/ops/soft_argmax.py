@@ -9,7 +9,7 @@ from cosegflow import _library, reference
 from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import without_autocast
 from cosegflow.ops._registration import fake_matches, second_derivative, sum_to_beta
-from cosegflow.ops._trust import use_simple
+from cosegflow.ops._trust import SIMPLE, choose
 from cosegflow.types import IndexedMatches, Matches
 
 
@@ -91,7 +91,7 @@ def soft_argmax(
         with without_autocast(corr):
             result = reference.soft_argmax_indexed(corr, mask_b, beta, sigma)
     else:
-        simple = use_simple("soft_argmax", corr.dtype, corr.device)
+        simple = choose("soft_argmax", corr.dtype, corr.device) == SIMPLE
         result = _transforms.run("soft_argmax", corr, mask_b, beta, simple, sigma, return_index)
     return IndexedMatches(*result) if return_index else Matches(*result[:3])
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from cosegflow import _library, reference
 from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
+from cosegflow.ops._precision import float32_precision
 from cosegflow.ops._registration import second_derivative, sum_to_beta
-from cosegflow.ops._trust import use_simple
+from cosegflow.ops._trust import PORTABLE, SIMPLE, choose
 
 
 def transfer(
@@ -67,8 +68,12 @@ def transfer(
     if _transforms.reference_wanted():
         with without_autocast(fa):
             return reference.transfer(fa.to(dtype), fb.to(dtype), values, mask_a, mask_b, beta, normalize).to(given)
-    simple = use_simple("transfer", dtype, fa.device)
-    return _transforms.run("transfer", fa, fb, values, mask_a, mask_b, beta, normalize, simple)[0].to(given)
+    precision = float32_precision(dtype, fa.device)
+    kernels = choose("transfer", dtype, fa.device, precision)
+    out, _ = _transforms.run(
+        "transfer", fa, fb, values, mask_a, mask_b, beta, normalize, kernels == SIMPLE, precision, kernels == PORTABLE
+    )
+    return out.to(given)
 
 
 def _require_values(values: Tensor, fb: Tensor) -> None:
@@ -98,6 +103,8 @@ def _fake(
     beta: Tensor,
     normalize: bool = True,
     simple: bool = False,
+    precision: int = 0,
+    portable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     dtype = reference.accumulate_dtype(fa.dtype)
     batch, _, ha, wa = fa.shape
@@ -132,7 +139,7 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.normalize, ctx.simple = inputs
+    *tensors, ctx.normalize, ctx.simple, _, _ = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -141,7 +148,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     fa, fb, values, mask_a, mask_b, beta, out, lse = ctx.saved_tensors
     if grad_out is None:
-        return (None,) * 8
+        return (None,) * 10
     need_fa, need_fb, need_values, _, need_mask_b, need_beta = ctx.needs_input_grad[:6]
     need_mask_b = need_mask_b and mask_b is not None
     grads = _transforms.run(
@@ -170,8 +177,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tens
         None,
         grads[3] if need_mask_b else None,
         sum_to_beta(grads[4], beta) if need_beta else None,
-        None,
-        None,
+        *(None,) * 4,
     )
 
 

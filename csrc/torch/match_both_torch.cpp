@@ -53,8 +53,9 @@ MatchBothParams params_of(const Tensor& fa, const Tensor& fb, const OptionalTens
 using Matches = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Matches match_both(Tensor fa, Tensor fb, OptionalTensor mask_a, OptionalTensor mask_b, Tensor beta, bool normalize,
-                   bool simple) {
+                   bool simple, int64_t precision, bool portable) {
   MatchBothParams p = params_of(fa, fb, mask_a, mask_b, beta, normalize, simple);
+  p.precision = precision_of(precision), p.portable = portable;
   const DType accumulate = accumulate_type(p.fa.dtype);
   const auto outputs = [&](MatchDirection& direction, int64_t height, int64_t width) {
     Tensor flow = empty(fa, {p.batch, 2, height, width}, accumulate);
@@ -109,7 +110,8 @@ Gradients match_both_backward(OptionalTensor grad_flow_ab, OptionalTensor grad_l
 STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
   m.def(
       "match_both(Tensor fa, Tensor fb, Tensor? mask_a, Tensor? mask_b, Tensor beta, bool normalize=True, "
-      "bool simple=False) -> (Tensor flow_ab, Tensor lse_ab, Tensor confidence_ab, Tensor flow_ba, Tensor lse_ba, "
+      "bool simple=False, int precision=0, bool portable=False) -> (Tensor flow_ab, Tensor lse_ab, Tensor "
+      "confidence_ab, Tensor flow_ba, Tensor lse_ba, "
       "Tensor confidence_ba)");
   m.def(
       "match_both_backward(Tensor? grad_flow_ab, Tensor? grad_lse_ab, Tensor? grad_flow_ba, Tensor? grad_lse_ba, "

@@ -46,8 +46,10 @@ MatchParams params_of(const Tensor& fa, const Tensor& fb, const OptionalTensor& 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> match(Tensor fa, Tensor fb, OptionalTensor mask_a,
                                                          OptionalTensor mask_b, Tensor beta, bool normalize,
-                                                         bool simple, double kernel_sigma, bool return_index) {
+                                                         bool simple, double kernel_sigma, bool return_index,
+                                                         int64_t precision, bool portable) {
   MatchParams p = params_of(fa, fb, mask_a, mask_b, beta, normalize, simple);
+  p.precision = precision_of(precision), p.portable = portable;
   const DType accumulate = accumulate_type(p.fa.dtype);
   Tensor flow = empty(fa, {p.batch, 2, p.height_a, p.width_a}, accumulate);
   Tensor lse = empty(fa, {p.batch, p.height_a, p.width_a}, accumulate);
@@ -90,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> match_backward(OptionalTensor grad_fl
 STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
   m.def(
       "match(Tensor fa, Tensor fb, Tensor? mask_a, Tensor? mask_b, Tensor beta, bool normalize=True, "
-      "bool simple=False, float kernel_sigma=0.0, bool return_index=False) -> "
+      "bool simple=False, float kernel_sigma=0.0, bool return_index=False, int precision=0, bool portable=False) -> "
       "(Tensor flow, Tensor lse, Tensor confidence, Tensor index, Tensor score)");
   m.def(
       "match_backward(Tensor? grad_flow, Tensor? grad_lse, Tensor fa, Tensor fb, Tensor? mask_a, Tensor? mask_b, "

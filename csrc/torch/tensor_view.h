@@ -111,6 +111,14 @@ inline void require_pair(const Tensor& fa, const Tensor& fb) {
   require_same_device(fb, fa);
 }
 
+// How float32 products are formed on CUDA: the numbers of cosegflow::Precision.
+inline Precision precision_of(int64_t precision) {
+  if (precision < 0 || precision > 2) {
+    fail("precision needs to be 0 (highest), 1 (high) or 2 (medium), got " + std::to_string(precision));
+  }
+  return static_cast<Precision>(precision);
+}
+
 inline View3 mask_view(const std::optional<Tensor>& mask, const Tensor& like, int64_t height, int64_t width) {
   if (!mask.has_value()) return {};
   require_same_device(*mask, like);

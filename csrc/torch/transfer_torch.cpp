@@ -58,8 +58,9 @@ TransferParams params_of(const Tensor& fa, const Tensor& fb, const Tensor& value
 }
 
 std::tuple<Tensor, Tensor> transfer(Tensor fa, Tensor fb, Tensor values, OptionalTensor mask_a, OptionalTensor mask_b,
-                                    Tensor beta, bool normalize, bool simple) {
+                                    Tensor beta, bool normalize, bool simple, int64_t precision, bool portable) {
   TransferParams p = params_of(fa, fb, values, mask_a, mask_b, beta, normalize, simple);
+  p.precision = precision_of(precision), p.portable = portable;
   const DType accumulate = accumulate_type(p.fa.dtype);
   Tensor out = empty(fa, {p.batch, p.value_channels, p.height_a, p.width_a}, accumulate);
   Tensor lse = empty(fa, {p.batch, p.height_a, p.width_a}, accumulate);
@@ -106,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> transfer_backward(Tensor grad
 STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
   m.def(
       "transfer(Tensor fa, Tensor fb, Tensor values, Tensor? mask_a, Tensor? mask_b, Tensor beta, "
-      "bool normalize=True, bool simple=False) -> (Tensor out, Tensor lse)");
+      "bool normalize=True, bool simple=False, int precision=0, bool portable=False) -> (Tensor out, Tensor lse)");
   m.def(
       "transfer_backward(Tensor grad_out, Tensor fa, Tensor fb, Tensor values, Tensor? mask_a, Tensor? mask_b, "
       "Tensor beta, Tensor out, Tensor lse, bool normalize, bool simple, bool need_fa, bool need_fb, "
