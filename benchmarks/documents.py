@@ -1,4 +1,7 @@
-"""Generated parts of documents: what is between `<!-- measured: NAME -->` and `<!-- end -->`, and tables for it."""
+"""Generated parts of documents: what is between `<!-- measured: NAME -->` and `<!-- end -->`, and tables for it.
+
+`<!-- predicted: NAME -->` is the same for what a model says and nobody has measured.
+"""
 
 import difflib
 import re
@@ -8,7 +11,8 @@ from pathlib import Path
 
 from cosegflow.atomic_file import replaced
 
-BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BEGIN = re.compile(r"<!-- (?:measured|predicted): ")
+BLOCK = re.compile(r"(<!-- (?:measured|predicted): (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 class DocumentError(ValueError):
@@ -35,7 +39,7 @@ def fill(text: str, name: Path, known: Sequence[str], render: Callable[[str], st
     Raises:
         DocumentError: a block that is not `known`, or one without an end.
     """
-    begun = text.count("<!-- measured: ")
+    begun = len(BEGIN.findall(text))
     if begun != len(BLOCK.findall(text)) or begun != text.count("<!-- end -->"):
         raise DocumentError(f"{name}: each '<!-- measured: NAME -->' needs its '<!-- end -->' on a line below")
 

@@ -1,0 +1,106 @@
+"""What nvcc made of the Hopper kernels: the instructions that are meant to be there are, and local memory is not."""
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_ptxas import ROOT, find_nvcc
+
+from benchmarks.model import INSTRUCTIONS
+
+SOURCES = sorted((ROOT / "csrc" / "cuda").rglob("*_hopper_cuda.cu"))
+SCORES = 128  # of a thread in a tile: 4 rows x 32 columns
+
+
+def find_nvdisasm() -> str | None:
+    """The disassembler, from PATH or from the package nvidia-cuda-nvdisasm."""
+    packaged = Path(sysconfig.get_paths()["purelib"]).glob("nvidia/*/bin/nvdisasm")
+    return shutil.which("nvdisasm") or next((str(path) for path in packaged), None)
+
+
+def instructions(text: str) -> dict[str, list[str]]:
+    """Kernel (mangled) -> its instructions, without predicates."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if section := re.search(r"\.text\.(\S+):", line):
+            found[section[1]] = current = []
+        elif code := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", line):
+            current.append(code[1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory) -> dict[str, list[str]]:
+    """Every kernel of the sources for Hopper that uses the pipeline."""
+    nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
+    if nvcc is None or nvdisasm is None:
+        pytest.skip("needs nvcc and nvdisasm (pip install nvidia-cuda-nvdisasm)")
+    found = {}
+    for source in SOURCES:
+        cubin = tmp_path_factory.mktemp("sass") / f"{source.stem}.cubin"
+        include = [f"-I{ROOT / 'csrc' / d}" for d in (".", "include", "cuda")]
+        command = [nvcc, "-cubin", "-o", cubin, "-arch=sm_90a", "-O3", "-std=c++17", *include, source]
+        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run([nvdisasm, "-c", cubin], check=True, capture_output=True, text=True)
+        found.update({name: code for name, code in instructions(done.stdout).items() if "hopper_kernel" in name})
+    return found
+
+
+def mix(code: list[str]) -> Counter[str]:
+    """How often each instruction occurs, by its name before the first dot."""
+    return Counter(line.split()[0].split(".")[0] for line in code)
+
+
+def after_product(code: list[str]) -> list[str]:
+    """What runs between a tile's last product and the release of its columns, without the block that a branch skips.
+
+    Two arrivals end it: that which gives the last stage back, and that which gives the columns back.
+    """
+    waits = [i for i, line in enumerate(code) if line.startswith("WARPGROUP.DEPBAR.LE gsb0, 0x0")]
+    arrivals = [i for i, line in enumerate(code) if line.startswith("SYNCS.ARRIVE") and i > waits[0]]
+    return code[arrivals[0] + 1 : arrivals[1]]
+
+
+def test_there_are_kernels(kernels):
+    names = {re.search(r"\d(match|match_both|transfer)_hopper_kernel", name)[1] for name in kernels}
+    assert names == {"match", "match_both", "transfer"}
+
+
+def test_intended_instructions(kernels):
+    for name, code in kernels.items():
+        counts = mix(code)
+        assert counts["HGMMA"] == 8, f"{name}: 4 steps of depth times 2 halves of the rows"  # one loop, unrolled once
+        assert counts["UTMALDG"] >= 2, f"{name}: tiles of a and of b by TMA"
+        assert counts["UBLKCP"] >= 2, f"{name}: the numbers of columns by bulk copies"
+        assert counts["SYNCS"] >= 10 and counts["USETMAXREG"] == 2, name
+        assert counts["HMMA"] == 0, f"{name}: a product on the slower path"
+
+
+def test_nothing_in_local_memory(kernels):
+    for name, code in kernels.items():
+        local = [line for line in code if re.match(r"(LDL|STL)\b", line)]
+        assert not local, f"{name}: {local[:5]}"
+
+
+def test_products_are_not_serialised(kernels):
+    """One wait for the newest group but one in the loop, one for all after it: what ptxas adds would show."""
+    for name, code in kernels.items():
+        waits = [line for line in code if line.startswith("WARPGROUP.DEPBAR")]
+        assert len(waits) == 2, f"{name}: {waits}"
+
+
+def test_softmax_of_match(kernels):
+    """One exponential a score, nothing that guards it, and no more instructions than the model says."""
+    plain = {name: code for name, code in kernels.items() if re.search(r"14?\d*match_hopper_kernel.*VariantE0E", name)}
+    assert len(plain) == 2  # float16 and bfloat16
+    for name, code in plain.items():
+        counts = mix(after_product(code))
+        assert counts["MUFU"] == SCORES, name
+        assert counts["LDS"] == SCORES // 4, f"{name}: 16 bytes for 4 scores"
+        assert counts["FMNMX"] == SCORES, name
+        rare = SCORES  # the norms of rows where beta is huge
+        assert sum(counts.values()) - rare <= INSTRUCTIONS["match"] * SCORES, f"{name}: {counts}"
