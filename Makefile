@@ -71,6 +71,7 @@ bench: install
 bench-report: install
 	$(BIN)/python -m benchmarks.publish
 	$(BIN)/python -m benchmarks.check.verified
+	$(BIN)/python -m benchmarks.model
 
 # Tables and plots of docs/results.md, from the newest benchmarks/results/ablation_cpu_*.csv.
 ablate-report: install
