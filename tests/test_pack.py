@@ -102,7 +102,7 @@ def check_side(out, x, mask, kind, first, normalize=True):
     for b in range(batch):
         (rows,) = np.nonzero(allowed[b])
         count = len(rows)
-        end = (count + STEP - 1) // STEP * STEP
+        end = (max(count, 1) + STEP - 1) // STEP * STEP
         assert out["count"][b] == count
         np.testing.assert_array_equal(out["index"][b, :count], rows)
         assert (out["index"][b, count:] == -1).all()  # not written
@@ -138,28 +138,40 @@ def holes(rng, shape, dtype=np.float32):
 
 
 def layout(x, how):
-    """The values of x (B, C, H, W) in other strides."""
+    """The values of x (B, C, H, W) in other strides; what lies between them is NaN."""
+
+    def wider(shape):
+        wide = np.empty(shape, x.dtype)
+        wide.view(np.uint8)[...] = 0xFF
+        return wide
+
+    batch, channels, height, width = x.shape
     if how == "channels_last":
         return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     if how == "sliced":  # rows wider than the image, from an odd element on
-        wide = np.zeros((*x.shape[:3], x.shape[3] + 4), x.dtype)
-        wide[..., 1 : 1 + x.shape[3]] = x
-        return wide[..., 1 : 1 + x.shape[3]]
-    if how == "padded":  # rows wider than the image, pairs of pixels still aligned
-        wide = np.zeros((*x.shape[:3], x.shape[3] + 2), x.dtype)
-        wide[..., : x.shape[3]] = x
-        return wide[..., : x.shape[3]]
-    if how == "reversed":
+        wide = wider((batch, channels, height, width + 4))[..., 1 : 1 + width]
+    elif how == "padded":  # rows wider than the image, of an even number of pixels
+        wide = wider((batch, channels, height, (width + 3) // 2 * 2))[..., :width]
+    elif how == "padded_planes":  # an even number of pixels from one to the next; nothing after the last one
+        n, pitch = height * width, (height * width + 3) // 2 * 2
+        flat = wider((batch * channels - 1) * pitch + n)
+        strides = np.array([channels * pitch, pitch, width, 1]) * x.itemsize
+        wide = np.lib.stride_tricks.as_strided(flat, x.shape, strides)
+    elif how == "reversed":
         return x[:, ::-1, ::-1, ::-1].copy()[:, ::-1, ::-1, ::-1]
-    if how == "sliced_channels":  # channels contiguous, pixels 8 elements further apart than their channels need
-        wide = np.zeros((x.shape[0], x.shape[2], x.shape[3], (x.shape[1] + 15) // 8 * 8), x.dtype)
-        wide[..., : x.shape[1]] = x.transpose(0, 2, 3, 1)
-        return wide[..., : x.shape[1]].transpose(0, 3, 1, 2)
-    assert how == "planes"
-    return np.ascontiguousarray(x)
+    elif how in ("padded_channels", "shifted_channels"):  # contiguous channels, in aligned pixels or from 1 on
+        first = how == "shifted_channels"
+        wide = wider((batch, height, width, (channels + 15) // 8 * 8))
+        wide = wide[..., first : first + channels].transpose(0, 3, 1, 2)
+    else:
+        assert how == "planes"
+        return np.ascontiguousarray(x)
+    wide[...] = x
+    return wide
 
 
-LAYOUTS = ["planes", "channels_last", "sliced", "padded", "reversed", "sliced_channels"]
+PLANES = ["planes", "sliced", "padded", "padded_planes", "reversed"]
+LAYOUTS = [*PLANES, "channels_last", "padded_channels", "shifted_channels"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,11 +206,12 @@ def test_many_rows(sim, kind, order):
 @pytest.mark.parametrize("how", LAYOUTS)
 def test_layouts(sim, how, kind):
     rng = np.random.default_rng(3)
-    for channels in (3, 72, 264, 130):
-        fa, fb = (layout(features(rng, (2, channels, h, 6), kind), how) for h in (8, 7))
-        mask = holes(rng, (2, 7, 6))
+    for channels, width in ((3, 6), (72, 6), (264, 6), (130, 6), (8, 7), (130, 7)):
+        fa, fb = (layout(features(rng, (2, channels, height, width), kind), how) for height in (8, 7))
+        mask = holes(rng, (2, 7, width))
         mask_b = mask[:, ::-1].copy()[:, ::-1] if how == "reversed" else layout(mask[:, None], "sliced")[:, 0]
-        check(sim, fa, fb, np.broadcast_to(np.array([[True], [False], [True], [True]] * 2), (2, 8, 6)), mask_b, kind)
+        mask_a = np.broadcast_to(np.array([[True], [False], [True], [True]] * 2), (2, 8, width))
+        check(sim, fa, fb, mask_a, mask_b, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@
 
 namespace cosegflow {
 
-constexpr int64_t kTileRowStep = 256;  // rows of scale and place are valid up to a multiple of it
+constexpr int64_t kTileRowStep = 256;  // rows of scale and place are valid up to a multiple of it, at least one
 constexpr int64_t kCountSpan = 1024;   // pixels that one block counts, where the allowed pixels are counted first
 // Up to here every block counts the mask itself, which saves a launch.
 constexpr int64_t kSingleLaunchPositions = 16384;
@@ -35,11 +35,11 @@ struct TileSide {
   int64_t batch = 0, positions = 0, channels = 0;  // positions = H * W
   int64_t depth = 0;                               // of a packed row: terms * round_up(channels, 8)
   int64_t pitch = 0;                               // of scale and place: round_up(positions, kTileRowStep)
-  // (B, positions, depth). With a mask rows [count, round_up(count, kTileRowStep)), as far as there are such, are
+  // (B, positions, depth). With a mask rows [count, round_up(max(count, 1), kTileRowStep)), if there are such, are
   // zeros. No other row beyond count is written.
   T* features = nullptr;
   // (B, pitch): 1 / max(||f||, 1e-12) (1 without normalization) and log(weight); {0, -inf} in the rows
-  // [count, round_up(count, kTileRowStep)).
+  // [count, round_up(max(count, 1), kTileRowStep)).
   Scale* scale = nullptr;
   Place* place = nullptr;     // (B, pitch): from the centre of the image; {0, 0} in those rows
   int* index = nullptr;       // (B, positions): the pixel of a row, ascending; only rows below count are written

@@ -8,7 +8,7 @@
 //   shared memory (2 x 8 KB, quads XORed with the pixel pair: no bank conflicts), read as pairs of pixels, 4 bytes of
 //   halves or 8 of floats, where strides and alignment allow, else as single elements; channels_last goes from
 //   registers to registers, 16 bytes a load where alignment allows. Stores are 16 bytes of halves (8 of a split float).
-// Moves N * C * sizeof(S) + N * depth * 2 + 28 N bytes, and N * sizeof(mask) a block (from L2); 2 FLOPs an element, 5
+// Moves N * C * sizeof(S) + N * depth * 2 + 20 N bytes, and N * sizeof(mask) a block (from L2); 2 FLOPs an element, 5
 // for three terms. Bound by memory. Fraction of the limit reached: not measured yet.
 #include <type_traits>
 
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kThreads, 4) pack_tiles_kernel(const __grid_co
   pack.by_layout([&](auto layout) { pack.template load_first<decltype(layout)::value>(); });
 
   const AllowedCount count = count_image(side, b, p0, positions, sums);
-  const int end = (count.total + static_cast<int>(kTileRowStep) - 1) / static_cast<int>(kTileRowStep) *
+  const int end = (max(count.total, 1) + static_cast<int>(kTileRowStep) - 1) / static_cast<int>(kTileRowStep) *
                   static_cast<int>(kTileRowStep);  // of the rows that somebody reads
   const unsigned below = (1u << lane) - 1;
   int row = -1;
@@ -356,6 +356,7 @@ Status pack_tiles(const TileSource& a_source, const TileSource& b_source, const 
   if (a.positions > kMostPositions || b.positions > kMostPositions || blocks_a + blocks_b > INT32_MAX) {
     return {"cosegflow: the features have more than 2^31 pixels"};
   }
+  if (a.channels > INT32_MAX / 4) return {"cosegflow: the features have more than 2^29 channels"};
   if (a.depth != b.depth || a.channels != b.channels || a_source.features.dtype != b_source.features.dtype) {
     return {"cosegflow: the sides to pack are not of one type and depth (a bug in cosegflow)"};
   }
