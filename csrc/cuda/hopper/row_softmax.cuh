@@ -46,8 +46,10 @@ class RowSoftmax {
       if constexpr (kVariant == Variant::kIndexed) best_[r] = -1;
       const int row = ThreadTile::row(r);
       const int64_t at = image * args.pitch_a + first + row;
-      inv_norm_[r] = row < rows ? args.scale_a[at].inv_norm : 0.0f;
-      slope_[r] = steep_ || kVariant == Variant::kWindowed ? beta : beta * inv_norm_[r];
+      const float inv_norm = row < rows ? args.scale_a[at].inv_norm : 0.0f;
+      if constexpr (kVariant == Variant::kWindowed) inv_norm_[r] = inv_norm;
+      slope_[r] = beta;
+      if constexpr (kVariant != Variant::kWindowed) slope_[r] = (steep_ ? beta / kSteepScale : beta) * inv_norm;
       if constexpr (kVariant == Variant::kWindowed) centre_[r] = row < rows ? args.centre[at] : Place{0.0f, 0.0f};
     }
   }
@@ -56,12 +58,14 @@ class RowSoftmax {
   template <class Columns>
   __device__ __forceinline__ void add(ThreadTile::Accumulators& acc, const Columns& columns, int tile) {
     if (steep_ || kVariant == Variant::kWindowed) {
-      // slope has no norm in it: rare, and not worth an instruction for each score of every call. With a window the
-      // norm has to be within, because max(s, 0) is.
+      // What slope leaves out: rare, and not worth an instruction for each score of every call. With a window it is the
+      // norm, which has to be within, because max(s, 0) is.
 #pragma unroll
       for (int r = 0; r < kR; ++r) {
 #pragma unroll
-        for (int c = 0; c < kC; ++c) ThreadTile::value(acc, r, c) *= inv_norm_[r];
+        for (int c = 0; c < kC; ++c) {
+          ThreadTile::value(acc, r, c) *= kVariant == Variant::kWindowed ? inv_norm_[r] : kSteepScale;
+        }
       }
     }
     float peak[kR];
@@ -122,6 +126,7 @@ class RowSoftmax {
   // The state of the thread's own row (ThreadTile::own_row), over all columns added; and its most probable column, a
   // place in the image. All lanes of the warp.
   __device__ __forceinline__ void finish(State& mine, Best& best) {
+    mine.clear();
     best.clear();
 #pragma unroll
     for (int r = 0; r < kR; ++r) {
@@ -132,7 +137,7 @@ class RowSoftmax {
         if (ThreadTile::own() == r) best = candidate;
       }
       state_[r].template merge_lanes<ThreadTile::kRowLanes>();
-      if (ThreadTile::own() == r) mine = state_[r];
+      mine.take_if(ThreadTile::own() == r, state_[r]);
     }
   }
 
@@ -144,8 +149,12 @@ class RowSoftmax {
     return KernelWindow<float>::value(score, k);
   }
 
+  // beta / norm may overflow where beta does not, but by less than this: norms are at least 1e-12.
+  static constexpr float kSteepScale = 1099511627776.0f;  // 2^40
+
   State state_[kR];
-  float slope_[kR], inv_norm_[kR];
+  float slope_[kR];
+  [[maybe_unused]] float inv_norm_[kR];
   [[maybe_unused]] int best_[kR];
   [[maybe_unused]] Place centre_[kR];
   [[maybe_unused]] float window_rate_;

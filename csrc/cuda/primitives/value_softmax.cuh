@@ -53,33 +53,30 @@ struct ValueSoftmax {
     for (int v = 0; v < kValues; ++v) value[v] = fma_of(other.value[v], theirs, value[v]);
   }
 
-  __device__ __forceinline__ ValueSoftmax of_lane(int lanes) const {  // that of lane ^ lanes
-    ValueSoftmax other;
-    other.peak = __shfl_xor_sync(0xffffffffu, peak, lanes);
-    other.total = __shfl_xor_sync(0xffffffffu, total, lanes);
-#pragma unroll
-    for (int v = 0; v < kValues; ++v) other.value[v] = __shfl_xor_sync(0xffffffffu, value[v], lanes);
-    return other;
-  }
-
-  // Merges the states of `Width` neighbouring lanes; all of them get the result, bit for bit the same, because the
-  // lower lane's state always comes first. Every lane of the warp must call it.
+  // Merges the states of `Width` neighbouring lanes; all of them get the result, bit for bit the same, because the sum
+  // of two numbers does not depend on their order. Every lane of the warp must call it.
   template <int Width>
   __device__ __forceinline__ void merge_lanes() {
+    float highest = peak;
 #pragma unroll
     for (int lanes = 1; lanes < Width; lanes *= 2) {
-      ValueSoftmax other = of_lane(lanes);
-      if ((threadIdx.x & lanes) != 0) exchange(other);
-      merge(other);
+      highest = max_of(highest, __shfl_xor_sync(0xffffffffu, highest, lanes));
+    }
+    raise(highest);
+#pragma unroll
+    for (int lanes = 1; lanes < Width; lanes *= 2) {
+      total += __shfl_xor_sync(0xffffffffu, total, lanes);
+#pragma unroll
+      for (int v = 0; v < kValues; ++v) value[v] += __shfl_xor_sync(0xffffffffu, value[v], lanes);
     }
   }
 
   // Field by field: a choice between two structs would take their addresses and put both into local memory.
-  __device__ __forceinline__ void exchange(ValueSoftmax& other) {
-    exchange(peak, other.peak);
-    exchange(total, other.total);
+  __device__ __forceinline__ void take_if(bool wanted, const ValueSoftmax& other) {
+    peak = wanted ? other.peak : peak;
+    total = wanted ? other.total : total;
 #pragma unroll
-    for (int v = 0; v < kValues; ++v) exchange(value[v], other.value[v]);
+    for (int v = 0; v < kValues; ++v) value[v] = wanted ? other.value[v] : value[v];
   }
 
   __device__ __forceinline__ bool empty() const { return total == 0.0f; }
@@ -95,10 +92,6 @@ struct ValueSoftmax {
   }
 
  private:
-  static __device__ __forceinline__ void exchange(float& a, float& b) {
-    const float was = a;
-    a = b, b = was;
-  }
   // 2^(this state's base - to.base); 0 where nothing was allowed.
   __device__ __forceinline__ float factor_to(const ExponentBase& to) const {
     if (peak == minus_infinity<float>()) return 0.0f;
