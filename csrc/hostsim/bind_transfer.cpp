@@ -45,8 +45,10 @@ TransferParams common(const py::array& fa, const py::array& fb, const py::array&
 std::vector<char> workspace_of(size_t bytes) { return std::vector<char>(bytes, char(0xff)); }
 
 py::tuple forward(const py::array& fa, const py::array& fb, const py::array& values, const py::object& mask_a,
-                  const py::object& mask_b, const py::array& beta, bool normalize, bool simple, size_t chunk_bytes) {
+                  const py::object& mask_b, const py::array& beta, bool normalize, bool simple, size_t chunk_bytes,
+                  int precision, bool portable) {
   TransferParams p = common(fa, fb, values, mask_a, mask_b, beta, normalize, simple, chunk_bytes);
+  p.precision = static_cast<Precision>(precision), p.portable = portable;
   const py::array out = accumulate_array(p.fa.dtype, {p.batch, p.value_channels, p.height_a, p.width_a});
   const py::array lse = accumulate_array(p.fa.dtype, {p.batch, p.height_a, p.width_a});
   p.out = output<4>(out, "out"), p.lse = output<3>(lse, "lse");
@@ -92,7 +94,8 @@ py::tuple backward(const py::array& grad_out, const py::array& fa, const py::arr
 
 void bind_transfer(py::module_& m) {
   m.def("transfer", &forward, py::arg("fa"), py::arg("fb"), py::arg("values"), py::arg("mask_a"), py::arg("mask_b"),
-        py::arg("beta"), py::arg("normalize") = true, py::arg("simple") = false, py::arg("chunk_bytes") = 0);
+        py::arg("beta"), py::arg("normalize") = true, py::arg("simple") = false, py::arg("chunk_bytes") = 0,
+        py::arg("precision") = 0, py::arg("portable") = false);
   m.def("transfer_backward", &backward, py::arg("grad_out"), py::arg("fa"), py::arg("fb"), py::arg("values"),
         py::arg("mask_a"), py::arg("mask_b"), py::arg("beta"), py::arg("out"), py::arg("lse"), py::arg("normalize"),
         py::arg("simple"), py::arg("need"), py::arg("chunk_bytes") = 0);

@@ -51,9 +51,15 @@ Status launch_probability(const ChunkArgs<T>& args, Stream stream);
 template <class T>
 Status launch_gradient(const ChunkArgs<T>& args, Stream stream);
 
+// The whole forward in the pipeline of Hopper: transfer_hopper_cuda.cu. Null where it takes the call, else why not.
+const char* why_not_hopper(const TransferParams& p, int capability);
+size_t hopper_forward_bytes(const TransferParams& p);
+Status hopper_forward(const TransferParams& p, void* workspace, Stream stream);
+
 // The same by plain loops: transfer_simple_cuda.cu.
 template <class T>
-Status simple_states(const ForwardArgs<T>& args, Stream stream);
+Status simple_states(const PackedSide<T>& a, const PackedSide<T>& b, View1 beta,
+                     OnlineSoftmax<accumulate_t<T>>* partial, Stream stream);
 template <class T>
 Status simple_probability(const ChunkArgs<T>& args, Stream stream);
 template <class T>

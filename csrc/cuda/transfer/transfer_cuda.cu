@@ -1,10 +1,12 @@
-// transfer on CUDA: checks, which of the kernels a call takes, and the order of the launches (transfer_common.cuh).
+// transfer on CUDA: checks, which of the kernels a call takes, and the order of the launches (transfer_common.cuh) of
+// all but the forward of Hopper, which is transfer_hopper_cuda.cu.
 //
 // The kernels here move rows between the raster and compact rows: one thread a value or a row, no shared memory but in
 // the block sum of grad_beta, 2 accumulators of traffic per value: bound by memory; not measured yet. No atomics.
 #include <type_traits>
 
 #include "common/dispatch.h"
+#include "common/log.h"
 #include "common/transfer_checks.h"
 #include "entry_checks.cuh"
 #include "normalize_backward.cuh"
@@ -196,7 +198,10 @@ class Run {
     states.beta = p_.beta;
     states.row_tiles = static_cast<int>(ceil_div(w_.a.positions, TileExtent<T>::kRows));
     states.splits = w_.splits, states.partial = w_.partial;
-    if (Status s = simple_ ? simple_states(states, stream_) : launch_states(states, stream_); !s.ok()) return s;
+    if (Status s = simple_ ? simple_states(w_.a, w_.b, p_.beta, w_.partial, stream_) : launch_states(states, stream_);
+        !s.ok()) {
+      return s;
+    }
     if (Status s = launch_threads(pixels, stream_, &transfer_finish_states_kernel<Acc>, w_.partial, w_.splits,
                                   w_.a.count, w_.a.index, p_.batch, w_.a.positions, w_.base, w_.extra, lse);
         !s.ok()) {
@@ -395,6 +400,18 @@ size_t workspace_bytes(const TransferParams& p, bool backward) {
   return bytes;
 }
 
+bool takes_hopper(const TransferParams& p) { return why_not_hopper(p, compute_capability()) == nullptr; }
+
+// Says with COSEGFLOW_LOG=1 which kernels a call takes. The backward has no kernels of Hopper's own.
+void log_kernels(const TransferParams& p, bool backward) {
+  if (!log_wanted()) return;
+  const char* const operation = backward ? "transfer_backward" : "transfer";
+  if (!backward && takes_hopper(p)) return log_path(operation, "Hopper kernels (wgmma, TMA)", nullptr);
+  if (const char* why_not = why_not_tiled(p)) return log_path(operation, "simple kernels", why_not);
+  log_path(operation, half_type(p.fa.dtype) ? "portable kernels (mma.sync)" : "portable kernels (FMA)",
+           backward ? nullptr : why_not_hopper(p, compute_capability()));
+}
+
 // Rows of an image are counted in 32 bits.
 Status check_pixels(const TransferParams& p) {
   constexpr int64_t kPixels = (int64_t{1} << 31) - 4096;
@@ -411,13 +428,15 @@ using namespace transfer_cuda;
 
 size_t transfer_forward_workspace_bytes_cuda(const TransferParams& p) {
   if (!check_sizes(p).ok() || !check_pixels(p).ok() || p.batch == 0) return 0;
-  return workspace_bytes(p, false);
+  return takes_hopper(p) ? hopper_forward_bytes(p) : workspace_bytes(p, false);
 }
 
 Status transfer_forward_cuda(const TransferParams& p, void* workspace, Stream stream) {
   if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_pixels(p); !s.ok()) return s;
   if (Status s = check_workspace(workspace, transfer_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
+  log_kernels(p, false);
+  if (takes_hopper(p)) return hopper_forward(p, workspace, stream);
   return dispatch_floating(
       p.fa.dtype, [&](auto tag) { return Run<typename decltype(tag)::type>(p, false, workspace, stream).forward(); });
 }
@@ -431,6 +450,7 @@ Status transfer_backward_cuda(const TransferParams& p, void* workspace, Stream s
   if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_pixels(p); !s.ok()) return s;
   if (Status s = check_workspace(workspace, transfer_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
+  log_kernels(p, true);
   return dispatch_floating(
       p.fa.dtype, [&](auto tag) { return Run<typename decltype(tag)::type>(p, true, workspace, stream).backward(); });
 }

@@ -27,25 +27,27 @@ __device__ __forceinline__ accumulate_t<T> score(const PackedSide<T>& a, const P
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) transfer_simple_states_kernel(ForwardArgs<T> args) {
+__global__ void __launch_bounds__(kThreads)
+    transfer_simple_states_kernel(PackedSide<T> side_a, PackedSide<T> side_b, View1 betas,
+                                  OnlineSoftmax<accumulate_t<T>>* partial) {
   using Acc = accumulate_t<T>;
   using States = OnlineSoftmax<Acc>[kThreads];
   CSF_SHARED(States, states);
-  const int64_t b = blockIdx.x / args.a.positions, i = blockIdx.x % args.a.positions;
-  if (i >= args.a.count[b]) return;
-  const Acc beta = static_cast<const Acc*>(args.beta.data)[b * args.beta.stride[0]];
+  const int64_t b = blockIdx.x / side_a.positions, i = blockIdx.x % side_a.positions;
+  if (i >= side_a.count[b]) return;
+  const Acc beta = static_cast<const Acc*>(betas.data)[b * betas.stride[0]];
   OnlineSoftmax<Acc> state;
   state.clear();
-  for (int64_t j = threadIdx.x; j < args.b.count[b]; j += kThreads) {
-    const Acc weight = args.b.log_weight[b * args.b.positions + j];
-    const Acc logit[1] = {fma_of(beta, score(args.a, args.b, b, i, j), weight)}, zero[1] = {Acc(0)};
+  for (int64_t j = threadIdx.x; j < side_b.count[b]; j += kThreads) {
+    const Acc weight = side_b.log_weight[b * side_b.positions + j];
+    const Acc logit[1] = {fma_of(beta, score(side_a, side_b, b, i, j), weight)}, zero[1] = {Acc(0)};
     state.add(logit, zero, zero);
   }
   states[threadIdx.x] = state;
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int t = 1; t < kThreads; ++t) state.merge(states[t]);
-  args.partial[b * args.a.positions + i] = state;
+  partial[b * side_a.positions + i] = state;
 }
 
 template <class T>
@@ -122,10 +124,11 @@ Status blocks_for(int64_t n, dim3& grid) {
 }  // namespace
 
 template <class T>
-Status simple_states(const ForwardArgs<T>& args, Stream stream) {
+Status simple_states(const PackedSide<T>& a, const PackedSide<T>& b, View1 beta,
+                     OnlineSoftmax<accumulate_t<T>>* partial, Stream stream) {
   dim3 grid;
-  if (Status s = blocks_for(args.a.batch * args.a.positions * kThreads, grid); !s.ok()) return s;
-  return launch(&transfer_simple_states_kernel<T>, grid, dim3(kThreads), 0, stream, args);
+  if (Status s = blocks_for(a.batch * a.positions * kThreads, grid); !s.ok()) return s;
+  return launch(&transfer_simple_states_kernel<T>, grid, dim3(kThreads), 0, stream, a, b, beta, partial);
 }
 
 template <class T>
@@ -149,11 +152,12 @@ Status simple_product(const ProductArgs<T>& args, const MatrixLhs<accumulate_t<T
   return launch(&transfer_simple_product_kernel<T, kTransposed>, grid, dim3(kThreads), 0, stream, args, lhs);
 }
 
-#define CSF_SIMPLE_TRANSFER(T)                                                                             \
-  template Status simple_states(const ForwardArgs<T>&, Stream);                                            \
-  template Status simple_probability(const ChunkArgs<T>&, Stream);                                         \
-  template Status simple_gradient(const ChunkArgs<T>&, Stream);                                            \
-  template Status simple_product<false>(const ProductArgs<T>&, const MatrixLhs<accumulate_t<T>>&, Stream); \
+#define CSF_SIMPLE_TRANSFER(T)                                                                                      \
+  template Status simple_states(const PackedSide<T>&, const PackedSide<T>&, View1, OnlineSoftmax<accumulate_t<T>>*, \
+                                Stream);                                                                            \
+  template Status simple_probability(const ChunkArgs<T>&, Stream);                                                  \
+  template Status simple_gradient(const ChunkArgs<T>&, Stream);                                                     \
+  template Status simple_product<false>(const ProductArgs<T>&, const MatrixLhs<accumulate_t<T>>&, Stream);          \
   template Status simple_product<true>(const ProductArgs<T>&, const MatrixLhs<accumulate_t<T>>&, Stream)
 CSF_SIMPLE_TRANSFER(Half);
 CSF_SIMPLE_TRANSFER(BFloat16);

@@ -1,0 +1,136 @@
+// transfer forward on Hopper: match's pipeline and online softmax with other values, in one pass over the scores. The
+// probabilities stay in registers: neither their matrix nor a second product is needed.
+//
+// Block: a run of tiles of 256 rows (pixels of a) x 128 columns (pixels of b), see hopper/work_line.cuh; a producer
+//   warp and two consumer warpgroups of 128 rows each, see hopper/pipeline.cuh. Up to 8 values a launch, as kPlanes
+//   planes of pairs; more values take more launches, each with the product again (transfer_hopper_cuda.cu says up to
+//   how many that pays).
+// Registers: a consumer thread holds 4 rows x 32 columns of a tile, 128 accumulators, and for each of its rows (peak,
+//   total, 2 kPlanes sums) over its own columns: 40 numbers for 8 values. The 4 lanes that share a row merge once a
+//   strip. 232 registers, and for 8 values none to spare: what only the ends of a strip need is in shared memory.
+// Shared memory: a ring of 4 stages (192 KB; hopper/tile_shape.cuh), scale and planes of the columns of 4 tiles, a line
+//   (hopper/parked_line.cuh) for each warp.
+// Pipeline: TMA runs up to 4 slabs ahead, across tiles and strips; the softmax of one consumer runs under the products
+//   of the other.
+// A score costs 2 C FLOPs of the tensor cores (C / 2048 clocks of a multiprocessor) and, for 2, 4 or 8 values, 8, 10 or
+//   14 instructions of the softmax. With the loads and what a tile needs once the code has 9.0, 11.2 or 15.6, which is
+//   0.071, 0.088 or 0.122 clocks. They overlap: bound by the softmax for C < 145, 180 or 250, else by tensor cores.
+// Fraction of the limit reached: not measured yet.
+// A row tile that blocks share leaves a state for each fragment; who comes last merges them, in the order of columns.
+#pragma once
+
+#include "hopper/fragments.cuh"
+#include "hopper/parked_line.cuh"
+#include "hopper/pipeline.cuh"
+#include "hopper/row_softmax.cuh"
+
+namespace cosegflow::transfer_cuda {
+
+template <int kPlanes>
+struct HopperArgs {
+  using State = ValueSoftmax<2 * kPlanes>;
+  hopper::StreamArgs<kPlanes> stream;
+  hopper::RowArgs rows;
+  hopper::FragmentCounters counters;
+  int64_t positions_a;  // rows that an image has room for
+  const int* index_a;   // (B, Na)
+  State* partial;       // (fragments, B, Na)
+  // (B, value_channels, Na) from the launch's first value on, and how many it has, at most 2 kPlanes.
+  float* out;
+  int64_t value_channels;
+  int values;
+  float* lse;  // (B, Na), or null where another launch writes it
+};
+
+template <int kPlanes>
+__device__ __forceinline__ void write_row(const HopperArgs<kPlanes>& args, int64_t image, int64_t pixel,
+                                          const typename HopperArgs<kPlanes>::State& state) {
+  const float inverse = state.empty() ? 0.0f : 1.0f / state.total;
+  float* const out = args.out + image * args.value_channels * args.positions_a + pixel;
+#pragma unroll
+  for (int v = 0; v < 2 * kPlanes; ++v) {
+    if (v < args.values) out[v * args.positions_a] = state.value[v] * inverse;
+  }
+  if (args.lse != nullptr) args.lse[image * args.positions_a + pixel] = state.log_sum_exp();
+}
+
+template <int kPlanes>
+struct HopperShared {
+  hopper::Shared<kPlanes> ring;
+  hopper::ParkedLine line[hopper::kConsumerWarps];
+};
+
+// Writes the warpgroup's rows of a strip, or its fragment of them.
+template <int kPlanes>
+__device__ __forceinline__ void finish_rows(const HopperArgs<kPlanes>& args, const hopper::Strip& strip, int warpgroup,
+                                            typename HopperArgs<kPlanes>::State& mine, int& last) {
+  const int row = hopper::ThreadTile::own_row(), rows = strip.rows - warpgroup * hopper::kWarpgroupRows;
+  const int64_t first = static_cast<int64_t>(strip.row_tile) * hopper::kRows + warpgroup * hopper::kWarpgroupRows;
+  const int64_t plane = args.stream.images * args.positions_a, at = strip.image * args.positions_a + first + row;
+  if (strip.fragments > 1) {
+    if (row < rows) args.partial[strip.fragment * plane + at] = mine;
+    if (!hopper::last_fragment(args.counters, strip, warpgroup, last)) return;
+    if (row < rows) {
+      mine = hopper::load_fragment(args.partial + at);
+      for (int f = 1; f < strip.fragments; ++f) mine.merge(hopper::load_fragment(args.partial + f * plane + at));
+    }
+  }
+  if (row < rows) write_row(args, strip.image, args.index_a[at], mine);
+}
+
+template <class T, int kPlanes>
+__device__ __forceinline__ void consume(const HopperArgs<kPlanes>& args, HopperShared<kPlanes>& shared) {
+  using RowSoftmax = hopper::RowSoftmax<kPlanes, hopper::Variant::kPlain>;
+  hopper::ParkedLine& line = shared.line[threadIdx.x / 32 - 4];
+  line.start({args.stream.count_a, args.stream.count_b, args.stream.images, args.stream.most_fragments});
+  hopper::Consumer<T, kPlanes> ring(shared.ring, args.stream.slabs);
+  RowSoftmax softmax;
+  while (line.next()) {
+    const hopper::Strip& strip = line.strip();
+    const int rows = strip.rows - ring.number() * hopper::kWarpgroupRows, end = strip.end;
+    int tile = strip.first;
+    ring.begin_strip();
+    if (rows <= 0) {
+      for (; tile < end; ++tile) {
+        ring.skip();
+        ring.end_tile();
+      }
+      continue;
+    }
+    const int64_t first = static_cast<int64_t>(strip.row_tile) * hopper::kRows + ring.number() * hopper::kWarpgroupRows;
+    softmax.begin(args.rows, strip.image, first, rows);
+    for (; tile < end; ++tile) {
+      hopper::ThreadTile::Accumulators acc;
+      ring.multiply(acc);
+      softmax.add(acc, ring.columns(), tile);
+      ring.end_tile();
+    }
+    typename RowSoftmax::State mine;
+    typename RowSoftmax::Best unused;
+    softmax.finish(mine, unused);
+    finish_rows(args, strip, ring.number(), mine, shared.ring.last[ring.number()]);
+  }
+}
+
+template <class T, int kPlanes>
+__global__ void __launch_bounds__(hopper::kThreads, 1)
+    transfer_hopper_kernel(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
+                           const __grid_constant__ HopperArgs<kPlanes> args) {
+  static_assert(sizeof(HopperShared<kPlanes>) <= 227 * 1024, "what a block may have");
+#if defined(CSF_HOPPER_CODE)
+  CSF_HOPPER_SHARED(HopperShared<kPlanes>, shared);
+  hopper::start(shared->ring, map_a, map_b);
+  if (threadIdx.x < 128) {
+    give_registers<hopper::kProducerRegisters>();
+    if (threadIdx.x >= 32) return;
+    const hopper::WorkLine line(args.stream.count_a, args.stream.count_b, args.stream.images,
+                                args.stream.most_fragments);
+    if (elect_one()) hopper::produce(args.stream, map_a, map_b, shared->ring, line);
+  } else {
+    take_registers<hopper::kConsumerRegisters>();
+    consume<T, kPlanes>(args, *shared);
+  }
+#endif
+}
+
+}  // namespace cosegflow::transfer_cuda
