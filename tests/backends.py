@@ -295,3 +295,13 @@ def get(name: str) -> Any:
 
 
 NAMES = ("cpu", "hostsim", "cuda")
+KERNELS = ("fast", "portable", "simple")
+
+
+def options_of(kernels: str, backend: Any, dtype: torch.dtype) -> dict[str, bool]:
+    """The options that make a backend take these kernels; skips the test where they are the fast ones anyway."""
+    if kernels != "fast" and backend.name == "cpu":
+        pytest.skip("the CPU has one kernel")
+    if kernels == "portable" and dtype not in (torch.float16, torch.bfloat16):
+        pytest.skip("the fast kernels are the portable ones")
+    return {} if kernels == "fast" else {kernels: True}

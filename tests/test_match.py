@@ -1,5 +1,6 @@
 """match on every backend, against reference.match in float64."""
 
+import backends
 import pytest
 import torch
 from errors import EPS, assert_close, assert_no_worse
@@ -130,13 +131,11 @@ def compare(backend, shape, kind, dtype, beta, normalize=True, oracle=reference.
     assert torch.equal(nothing_flow, torch.zeros_like(nothing_flow))
 
 
-@pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
+@pytest.mark.parametrize("kernels", backends.KERNELS)
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("kind", MASKS)
-def test_masks(backend, kind, dtype, simple):
-    if simple and backend.name == "cpu":
-        pytest.skip("the CPU has one kernel")
-    compare(backend, (2, 19, 6, 7, 5, 9), kind, dtype, 8.0, simple=simple)
+def test_masks(backend, kind, dtype, kernels):
+    compare(backend, (2, 19, 6, 7, 5, 9), kind, dtype, 8.0, **backends.options_of(kernels, backend, dtype))
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
@@ -163,18 +162,18 @@ def test_without_normalisation(backend, dtype):
     compare(backend, (2, 24, 6, 5, 4, 7), "soft", dtype, 1.0, normalize=False)
 
 
+@pytest.mark.parametrize("kernels", ["fast", "portable"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("shape", [(2, 16, 23, 17, 19, 29), (1, 136, 3, 5, 47, 53)], ids=["rows", "targets"])
-def test_many_tiles(backend, shape, dtype):
+def test_many_tiles(backend, shape, dtype, kernels):
     """More sources, or more targets and channels, than any tile, split and pipeline holds, and no multiples of them."""
-    compare(backend, shape, "holes", dtype, 15.0)
-    compare(backend, shape, "soft", dtype, 15.0)
+    options = backends.options_of(kernels, backend, dtype)
+    compare(backend, shape, "holes", dtype, 15.0, **options)
+    compare(backend, shape, "soft", dtype, 15.0, **options)
 
 
 def test_backward_in_chunks():
     """hostsim: a workspace too small for all rows at once gives the same gradients."""
-    import backends
-
     backend = backends.Hostsim()
     for chunk_bytes in (1, 20_000, 100_000):
         compare(backend, (2, 16, 13, 11, 9, 14), "holes", torch.float32, 10.0, chunk_bytes=chunk_bytes)
@@ -184,8 +183,6 @@ def test_backward_in_chunks():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_bits_do_not_depend_on_the_order_of_threads(order, seed, dtype):
     """hostsim: forward and backward are deterministic by construction."""
-    import backends
-
     module, backend = backends.hostsim_module(), backends.Hostsim()
     fa, fb = features(1, 16, 9, 15, 10, 13, dtype)
     _, mask_b = masks("holes", 1, 9, 15, 10, 13)

@@ -12,21 +12,21 @@ if os.environ.get("COSEGFLOW_HOSTSIM_MODULE"):
 if shutil.which("g++") is None:
     pytest.skip("hostsim needs g++", allow_module_level=True)
 
-HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16]"  # the tensor-core kernel
-SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32]"  # the FMA kernel
+HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16-portable]"  # mma.sync
+SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32-fast]"  # the FMA kernel
 BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16]"
 BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32]"
 CHUNKS = "tests/test_transfer.py::test_backward_in_chunks"
-TIES = "tests/test_return_index.py::test_the_lowest_of_ties[hostsim-{at}-dtype{dtype}-{op}-fast]"
+TIES = "tests/test_return_index.py::test_the_lowest_of_ties[hostsim-{at}-dtype{dtype}-{op}-{kernels}]"
 WINDOW = "tests/test_kernel_sigma.py::test_soft_argmax_masks[hostsim-holes-dtype1-fast]"
 
 # Without torch, so that the sanitizer build can run them.
 MATCH_HALF = """
 a = np.random.default_rng(0).standard_normal((1, 136, 9, 15)).astype(np.float16)
-flow, lse, *_ = sim.match(a, a, None, None, np.full(1, 9, np.float32), True, False)
+flow, lse, *_ = sim.match(a, a, None, None, np.full(1, 9, np.float32), True, False, portable=True)
 assert np.isfinite(flow).all() and np.isfinite(lse).all()
 """
 # The Hopper kernels against the portable ones: streamed and resident rows, fragments, several strips in a block, an
@@ -128,11 +128,12 @@ BUGS = [
         "  const PixelOfThread pixel = pixel_of_thread(p);", op="warp", snippet=WARP_ODD, variant="asan",
         says="AddressSanitizer"),
     Bug("warps that share a row not compared", FORWARD, "best.merge(merged_best[w][threadIdx.x]);", "(void)w;",
-        test=TIES.format(at="[127, 128, 129]", dtype=2, op="match")),
+        test=TIES.format(at="[127, 128, 129]", dtype=2, op="match", kernels="portable")),
     Bug("the last of equal columns", FORWARD, "for (int c = kC - 2; c >= 0; --c)", "for (int c = 0; c < kC - 1; ++c)",
-        test=TIES.format(at="[5, 6]", dtype=1, op="match")),
+        test=TIES.format(at="[5, 6]", dtype=1, op="match", kernels="fast")),
     Bug("the higher target on ties", "csrc/cuda/primitives/most_probable.cuh", "other.index < index",
-        "other.index > index", op="soft_argmax", test=TIES.format(at="[5, 6]", dtype=1, op="soft_argmax")),
+        "other.index > index", op="soft_argmax",
+        test=TIES.format(at="[5, 6]", dtype=1, op="soft_argmax", kernels="fast")),
     Bug("gradient not taken back through the window", "csrc/cuda/soft_argmax/soft_argmax_backward_kernels.cuh",
         "            slope *= row.window.slope(s, k);\n", "", op="soft_argmax", test=WINDOW),
     Bug("tap one pixel beyond the image", WARP_MATH, "&& x >= 0 && x < width &&", "&& x >= 0 && x <= width &&",

@@ -1,5 +1,6 @@
 """return_index of match and soft_argmax on every backend: the most probable target of the plain distribution."""
 
+import backends
 import pytest
 import torch
 from errors import assert_close
@@ -18,11 +19,11 @@ def skip_if_only_one(backend, simple):
         pytest.skip("the CPU has one kernel")
 
 
-def call(backend, op, fa, fb, mask_a, mask_b, beta, simple=False):
+def call(backend, op, fa, fb, mask_a, mask_b, beta, simple=False, portable=False):
     """(IndexedMatches, scores (B, Na, Nb) in float64): soft_argmax gets the volume of the features, rounded."""
     volume = reference.correlation(fa.double().nan_to_num(0, 0, 0), fb.double().nan_to_num(0, 0, 0), True)
     if op == "match":
-        result = backend.match_indexed(fa, fb, mask_a, mask_b, beta, simple=simple)
+        result = backend.match_indexed(fa, fb, mask_a, mask_b, beta, simple=simple, portable=portable)
     else:
         volume = volume.to(fa.dtype)
         corr = volume.clone()
@@ -114,15 +115,17 @@ def tied(dtype, positions, hb=23, wb=61, channels=8):
     return fa.to(dtype), fb.to(dtype)
 
 
-@SIMPLE
+@pytest.mark.parametrize("kernels", backends.KERNELS)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize(
     "positions", [[5, 6], [31, 32, 900], [140, 1400], [127, 128, 129], [1030, 1401, 1402]], ids=str
 )
-def test_the_lowest_of_ties(backend, op, positions, dtype, simple):
-    """Within a vector, between lanes, warps, tiles and splits."""
-    skip_if_only_one(backend, simple)
+def test_the_lowest_of_ties(backend, op, positions, dtype, kernels):
+    """Within a vector, between lanes, warps, tiles, splits and fragments."""
+    options = backends.options_of(kernels, backend, dtype)
+    if kernels == "portable" and op != "match":
+        pytest.skip("the fast kernels are the portable ones")
     fa, fb = tied(dtype, positions)
     beta = torch.tensor(30.0, dtype=reference.accumulate_dtype(dtype))
     bool_mask = torch.ones(1, 23, 61, dtype=torch.bool)
@@ -130,7 +133,7 @@ def test_the_lowest_of_ties(backend, op, positions, dtype, simple):
     holes = weights.clone()
     holes.flatten()[positions[0]] = 0
     for mask, expected in ((None, 0), (bool_mask, 0), (weights, 0), (holes, 1)):
-        result, _ = call(backend, op, fa, fb, None, mask, beta, simple)
+        result, _ = call(backend, op, fa, fb, None, mask, beta, **options)
         assert torch.equal(result.index, torch.full((1, 3, 45), positions[expected]))
         assert_close(result.score, torch.ones_like(result.score), 1e-6)
 
@@ -153,8 +156,6 @@ def test_everything_ties_without_beta(backend, op, simple):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_order_of_threads_does_not_matter(op, order, seed, dtype):
     """hostsim: ties and rounding fall the same way whatever the order of threads and blocks."""
-    import backends
-
     module, backend = backends.hostsim_module(), backends.Hostsim()
     fa, fb = tied(dtype, [140, 141, 700, 1400])
     beta = torch.tensor(9.0)
