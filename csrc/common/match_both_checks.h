@@ -19,6 +19,7 @@ inline Checks common(const MatchBothParams& p) {
   const DType acc = accumulate_type(p.fa.dtype);
   Checks c;
   check_features(c, p);
+  check_precision(c, p.precision);
   c.optional_input(COSEGFLOW_FIELD(p, mask_a, "be floating or bool"), is_mask(p.mask_a.dtype),
                    {p.batch, p.height_a, p.width_a});
   c.optional_input(COSEGFLOW_FIELD(p, mask_b, "be floating or bool"), is_mask(p.mask_b.dtype),

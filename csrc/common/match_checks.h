@@ -19,6 +19,7 @@ namespace match_checks {
 inline Checks common(const MatchParams& p) {
   Checks c;
   check_features(c, p);
+  check_precision(c, p.precision);
   c.optional_input(COSEGFLOW_FIELD(p, mask_a, "be floating or bool"), is_mask(p.mask_a.dtype),
                    {p.batch, p.height_a, p.width_a});
   return c;

@@ -48,6 +48,11 @@ void check_softmax_backward(Checks& c, const Params& p, DType acc) {
                         p.grad_beta.dtype == acc, {p.batch});
 }
 
+inline void check_precision(Checks& c, Precision precision) {
+  c.require(precision >= Precision::kHighest && precision <= Precision::kMedium,
+            "precision must be kHighest, kHigh or kMedium");
+}
+
 // fa and fb, and the gradients to them.
 template <class Params>
 void check_features(Checks& c, const Params& p) {

@@ -27,6 +27,7 @@ inline Checks common(const TransferParams& p) {
   const DType acc = accumulate_type(p.fa.dtype);
   Checks c;
   check_features(c, p);
+  check_precision(c, p.precision);
   c.input(COSEGFLOW_FIELD(p, values, "be floating"), is_floating(p.values.dtype),
           {p.batch, p.value_channels, p.height_b, p.width_b});
   c.optional_input(COSEGFLOW_FIELD(p, mask_a, "be floating or bool"), is_mask(p.mask_a.dtype),

@@ -125,12 +125,23 @@ void softmax(Case& c, Params& p, DType acc, bool masked, bool backward) {
   if (c.input().flag()) c.output<1>(p.grad_beta, "grad_beta", acc, {p.batch}, Layout::kContiguous, false);
 }
 
+// Which kernels take a product, and how exact they have to be.
+template <class Params>
+void kernels(Case& c, Params& p) {
+  p.simple = c.input().flag(), p.portable = c.input().flag();
+  p.precision = c.input().choose({Precision::kHighest, Precision::kHigh, Precision::kMedium});
+  for (const int bad : {-1, 3, 99}) {
+    c.breaker("precision", [&p, bad] { p.precision = static_cast<Precision>(bad); });
+  }
+}
+
 void fuzz_match(Input input, bool backward) {
   Case c("match", input, kLimits);
   Backend backend(c);
   MatchParams p;
   sizes_of_pair(c, p);
-  p.normalize = c.input().flag(), p.simple = c.input().flag();
+  p.normalize = c.input().flag();
+  kernels(c, p);
   p.chunk_bytes = c.input().choose<size_t>({0, 1, 5000, SIZE_MAX});
   features(c, p, backward);
   mask(c, p.mask_a, "mask_a", {p.batch, p.height_a, p.width_a});
@@ -162,7 +173,8 @@ void fuzz_match_both(Input input, bool backward) {
   Backend backend(c);
   MatchBothParams p;
   sizes_of_pair(c, p);
-  p.normalize = c.input().flag(), p.simple = c.input().flag();
+  p.normalize = c.input().flag();
+  kernels(c, p);
   p.chunk_bytes = c.input().choose<size_t>({0, 1, 5000, SIZE_MAX});
   features(c, p, backward);
   const DType acc = accumulate_type(p.fa.dtype);
@@ -197,7 +209,8 @@ void fuzz_transfer(Input input, bool backward) {
   TransferParams p;
   sizes_of_pair(c, p);
   c.channels(p.value_channels, "value_channels");
-  p.normalize = c.input().flag(), p.simple = c.input().flag();
+  p.normalize = c.input().flag();
+  kernels(c, p);
   p.chunk_bytes = c.input().choose<size_t>({0, 1, 5000, SIZE_MAX});
   features(c, p, backward);
   const DType acc = accumulate_type(p.fa.dtype);
