@@ -97,7 +97,7 @@ def test_out_of_time(tmp_path):
     assert {row["status"] for section in ("self_check", "tests") for row in result[section].values()} == {OUT_OF_TIME}
     assert len(result["tests"]) >= 6 and result["sanitize"] == {}
     for key, row in result["self_check"].items():
-        row.update(status="agrees", difference="0", dtype=key.split()[1])
+        row.update(status="agrees", difference="0", case=key.split(" ", 2)[2])
     for name, row in result["tests"].items():
         if name != "smoke.py":
             row.update(status="passed", counts={"passed": 1}, seconds=1, failures=[], skips={})
