@@ -3,8 +3,9 @@
 // themselves stay natural: k logit might overflow where the logit does not.
 //
 // The base of a row is its largest logit times k, rounded; everything is relative to the rounded base, and what
-// rounding took (`base_residual`) is put back into the log-sum-exp. Where |logit| > 1e38, k is 1/4: two logits of that
-// size are either equal or more than 1e30 apart, so every term is 0 or 1 whatever k is.
+// rounding took (`base_residual`, at most 16) is put back into the log-sum-exp. From |logit| = 2^28 on it would grow to
+// more than an exponential holds, and k is 1: two logits of that size are either equal or at least 32 apart, so every
+// term is 1 or next to nothing whatever k is.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,7 +21,7 @@ struct ExponentBase {
   // Of a row whose largest logit is `peak`; -inf (nothing allowed yet) is taken as 0, because -inf - -inf is NaN.
   static __device__ __forceinline__ ExponentBase of(float peak) {
     const float finite = peak == minus_infinity<float>() ? 0.0f : peak;
-    const float k = fabsf(finite) > 1e38f ? 0.25f : 1.4426950408889634f;
+    const float k = fabsf(finite) >= 268435456.0f ? 1.0f : 1.4426950408889634f;  // 2^28
     return {k, finite * k};
   }
   __device__ __forceinline__ float term(float logit) const { return exp2_fast(fma_of(logit, k, -base)); }
@@ -99,9 +100,7 @@ struct ValueSoftmax {
     return from.k == to.k ? exp2_fast(from.base - to.base) : to.term(peak);
   }
   // k peak - base: what rounding the base took.
-  __device__ __forceinline__ float base_residual(const ExponentBase& at) const {
-    return at.k == 0.25f ? 0.0f : fma_of(peak, at.k, -at.base);
-  }
+  __device__ __forceinline__ float base_residual(const ExponentBase& at) const { return fma_of(peak, at.k, -at.base); }
 };
 
 }  // namespace cosegflow
