@@ -1,5 +1,6 @@
 """match_both on every backend, against two calls of reference.match in float64."""
 
+import backends
 import pytest
 import torch
 from errors import EPS, assert_close, assert_no_worse
@@ -116,13 +117,11 @@ def compare(backend, shape, kind, dtype, beta, normalize=True, **options):
         assert bool((flow.movedim(1, -1)[none] == 0).all())
 
 
-@pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
+@pytest.mark.parametrize("kernels", backends.KERNELS)
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("kind", MASKS)
-def test_masks(backend, kind, dtype, simple):
-    if simple and backend.name == "cpu":
-        pytest.skip("the CPU has one kernel")
-    compare(backend, (2, 19, 6, 7, 5, 9), kind, dtype, 8.0, simple=simple)
+def test_masks(backend, kind, dtype, kernels):
+    compare(backend, (2, 19, 6, 7, 5, 9), kind, dtype, 8.0, **backends.options_of(kernels, backend, dtype))
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
@@ -144,20 +143,20 @@ def test_without_normalisation(backend, dtype):
     compare(backend, (2, 24, 6, 5, 4, 7), "soft", dtype, 1.0, normalize=False)
 
 
+@pytest.mark.parametrize("kernels", ["fast", "portable"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("shape", [(2, 16, 23, 17, 19, 29), (1, 136, 47, 53, 5, 7)], ids=["both", "rows"])
-def test_many_tiles(backend, shape, dtype):
+def test_many_tiles(backend, shape, dtype, kernels):
     """More pixels of both images than any tile, band and split holds, and no multiples of them."""
-    compare(backend, shape, "holes", dtype, 15.0)
-    compare(backend, shape, "soft", dtype, 15.0)
+    options = backends.options_of(kernels, backend, dtype)
+    compare(backend, shape, "holes", dtype, 15.0, **options)
+    compare(backend, shape, "soft", dtype, 15.0, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("chunk_bytes", [1, 20_000, 100_000])
 def test_backward_in_chunks_and_forward(dtype, chunk_bytes):
     """hostsim: a workspace too small for all rows at once gives the same, forward and backward."""
-    import backends
-
     compare(backends.Hostsim(), (2, 16, 15, 19, 9, 14), "holes", dtype, 10.0, chunk_bytes=chunk_bytes)
 
 
@@ -165,8 +164,6 @@ def test_backward_in_chunks_and_forward(dtype, chunk_bytes):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_bits_do_not_depend_on_the_order_of_threads(order, seed, dtype):
     """hostsim: forward and backward are deterministic by construction."""
-    import backends
-
     module, backend = backends.hostsim_module(), backends.Hostsim()
     shape = (1, 16, 9, 15, 10, 13)
     fa, fb = features(*shape, dtype)

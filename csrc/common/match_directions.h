@@ -12,6 +12,7 @@ inline MatchParams a_to_b(const MatchBothParams& p) {
   m.batch = p.batch, m.channels = p.channels;
   m.height_a = p.height_a, m.width_a = p.width_a, m.height_b = p.height_b, m.width_b = p.width_b;
   m.normalize = p.normalize, m.simple = p.simple, m.chunk_bytes = p.chunk_bytes;
+  m.portable = p.portable, m.precision = p.precision;
   m.fa = p.fa, m.fb = p.fb, m.mask_a = p.mask_a, m.mask_b = p.mask_b, m.beta = p.beta;
   m.flow = p.ab.flow, m.lse = p.ab.lse, m.confidence = p.ab.confidence;
   m.grad_flow = p.ab.grad_flow, m.grad_lse = p.ab.grad_lse;

@@ -41,8 +41,10 @@ MatchBothParams common(const py::array& fa, const py::array& fb, const py::objec
 std::vector<char> workspace_of(size_t bytes) { return std::vector<char>(bytes, char(0xff)); }
 
 py::tuple forward(const py::array& fa, const py::array& fb, const py::object& mask_a, const py::object& mask_b,
-                  const py::array& beta, bool normalize, bool simple, size_t chunk_bytes) {
+                  const py::array& beta, bool normalize, bool simple, size_t chunk_bytes, int precision,
+                  bool portable) {
   MatchBothParams p = common(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes);
+  p.precision = static_cast<Precision>(precision), p.portable = portable;
   py::tuple results(6);
   const auto outputs = [&](MatchDirection& d, int64_t height, int64_t width, size_t first) {
     const py::array flow = accumulate_array(p.fa.dtype, {p.batch, 2, height, width});
@@ -101,7 +103,8 @@ py::tuple backward(const py::array& fa, const py::array& fb, const py::object& m
 
 void bind_match_both(py::module_& m) {
   m.def("match_both", &forward, py::arg("fa"), py::arg("fb"), py::arg("mask_a"), py::arg("mask_b"), py::arg("beta"),
-        py::arg("normalize") = true, py::arg("simple") = false, py::arg("chunk_bytes") = 0);
+        py::arg("normalize") = true, py::arg("simple") = false, py::arg("chunk_bytes") = 0, py::arg("precision") = 0,
+        py::arg("portable") = false);
   m.def("match_both_backward", &backward, py::arg("fa"), py::arg("fb"), py::arg("mask_a"), py::arg("mask_b"),
         py::arg("beta"), py::arg("saved"), py::arg("grads"), py::arg("normalize"), py::arg("simple"), py::arg("need"),
         py::arg("chunk_bytes") = 0);

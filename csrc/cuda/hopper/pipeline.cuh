@@ -25,6 +25,7 @@ struct StreamArgs {
   int64_t pitch_b;       // of an image in scale and planes
   const Scale* scale_b;  // (images, pitch_b)
   const Place* plane_b[kPlanes];
+  int first_row = 0;  // of a, in the image, where rows are counted from a later one on
 };
 
 // All threads of the block, first of all.
@@ -69,7 +70,8 @@ __device__ __forceinline__ void produce(const StreamArgs<kPlanes>& args, const T
           // Resident rows have a ring of their own. The slab that lay in a place was last read kStages or more slabs
           // ago: at the same slab of the previous strip's last tile, or before.
           const unsigned place = resident ? loads_a++ % kStages : stage;
-          bulk_load_tile(shared.a[place], &map_a, full, slab * kDepth, strip.row_tile * kRows, strip.image);
+          bulk_load_tile(shared.a[place], &map_a, full, slab * kDepth, args.first_row + strip.row_tile * kRows,
+                         strip.image);
         }
         bulk_load_tile(shared.b[stage], &map_b, full, slab * kDepth, tile * kCols, strip.image);
         if (slab == 0) {

@@ -1,4 +1,5 @@
 // match_both on CUDA: checks, and which of the kernels a call takes.
+#include "common/log.h"
 #include "common/match_both_checks.h"
 #include "entry_checks.cuh"
 #include "match_both/match_both_common.cuh"
@@ -8,37 +9,76 @@ namespace {
 
 using namespace match_both_cuda;
 
-// As for match: packing gives the tiled kernels aligned rows whatever comes in, so few reasons against them remain.
-bool takes_simple(const MatchBothParams& p) {
+// Null where the tiled kernels take the call, else the reason why not. As for match: packing gives them aligned rows
+// whatever comes in, so few reasons remain.
+const char* why_not_tiled(const MatchBothParams& p) {
   constexpr int64_t kPixels = (int64_t{1} << 31) - 4096;  // of one image: rows are counted in 32 bits
-  if (p.simple) return true;
-  if (half_type(p.fa.dtype) && device_generation() < 8) return true;  // mma.m16n8k16 and cp.async
-  if (p.height_a * p.width_a > kPixels || p.height_b * p.width_b > kPixels) return true;
-  return p.channels > (int64_t{1} << 23);  // offsets within a tile of 128 rows
+  if (p.simple) return "the simple kernels were asked for";
+  if (half_type(p.fa.dtype) && device_generation() < 8) return "mma.m16n8k16 and cp.async need compute capability 8.0";
+  if (p.height_a * p.width_a > kPixels || p.height_b * p.width_b > kPixels) return "an image has over 2^31 pixels";
+  if (p.channels > (int64_t{1} << 23)) return "offsets within a tile of 128 rows need C <= 2^23";
+  return nullptr;
+}
+
+// Null where the kernels of Hopper take the forward: they ask of both directions what match asks of one.
+const char* why_not_hopper(const MatchBothParams& p) {
+  return match_cuda::why_not_hopper(a_to_b(p), compute_capability());
+}
+
+// The kernels that a forward takes.
+enum class Path { kHopper, kTiled, kSimple };
+Path forward_path(const MatchBothParams& p) {
+  if (why_not_hopper(p) == nullptr) return Path::kHopper;
+  return why_not_tiled(p) == nullptr ? Path::kTiled : Path::kSimple;
+}
+
+void log_forward(const MatchBothParams& p, Path path) {
+  if (!log_wanted()) return;
+  switch (path) {
+    case Path::kHopper: return log_path("match_both", "Hopper kernels (wgmma, TMA)", nullptr);
+    case Path::kTiled:
+      return log_path("match_both", half_type(p.fa.dtype) ? "portable kernels (mma.sync)" : "portable kernels (FMA)",
+                      why_not_hopper(p));
+    case Path::kSimple: return log_path("match_both", "simple kernels", why_not_tiled(p));
+  }
 }
 
 }  // namespace
 
 size_t match_both_forward_workspace_bytes_cuda(const MatchBothParams& p) {
   if (!check_sizes(p).ok() || p.batch == 0) return 0;
-  return takes_simple(p) ? simple_forward_bytes(p) : tiled_forward_bytes(p);
+  switch (forward_path(p)) {
+    case Path::kHopper: return hopper_forward_bytes(p);
+    case Path::kTiled: return tiled_forward_bytes(p);
+    case Path::kSimple: return simple_forward_bytes(p);
+  }
+  return 0;
 }
 
 Status match_both_forward_cuda(const MatchBothParams& p, void* workspace, Stream stream) {
   if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, match_both_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
-  return takes_simple(p) ? simple_forward(p, workspace, stream) : tiled_forward(p, workspace, stream);
+  const Path path = forward_path(p);
+  log_forward(p, path);
+  switch (path) {
+    case Path::kHopper: return hopper_forward(p, workspace, stream);
+    case Path::kTiled: return tiled_forward(p, workspace, stream);
+    case Path::kSimple: return simple_forward(p, workspace, stream);
+  }
+  return {};
 }
 
 size_t match_both_backward_workspace_bytes_cuda(const MatchBothParams& p) {
   if (!check_sizes(p).ok() || p.batch == 0) return 0;
-  return takes_simple(p) ? simple_backward_bytes(p) : tiled_backward_bytes(p);
+  return why_not_tiled(p) != nullptr ? simple_backward_bytes(p) : tiled_backward_bytes(p);
 }
 
 Status match_both_backward_cuda(const MatchBothParams& p, void* workspace, Stream stream) {
   if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, match_both_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
-  return takes_simple(p) ? simple_backward(p, workspace, stream) : tiled_backward(p, workspace, stream);
+  const char* const why_not = why_not_tiled(p);
+  log_path("match_both backward", why_not == nullptr ? "portable kernels" : "simple kernels", why_not);
+  return why_not != nullptr ? simple_backward(p, workspace, stream) : tiled_backward(p, workspace, stream);
 }
 
 }  // namespace cosegflow
