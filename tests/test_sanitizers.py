@@ -25,11 +25,16 @@ SELECTED = {
     "return_index": "test_masks or test_beta or test_the_lowest",
     "kernel_sigma": "masks or test_beta or (test_shapes and (shape1 or shape3))",
     "match": "test_masks or test_layouts or test_channels or test_many_tiles or test_huge or test_shapes",
+    "match_hopper": "test_shapes and (warpgroup or lanes or streaming)",
     "match_both": "test_masks or test_layouts or test_many_tiles or test_huge or test_shapes",
 }
 
 
-@pytest.mark.parametrize("op", SELECTED)
+# Files whose tests know no other backend.
+SIMULATED_ONLY = {"pack": "test_layouts or test_two_launches or test_split"}
+
+
+@pytest.mark.parametrize("op", [*SELECTED, *SIMULATED_ONLY])
 def test_clean(op):
     module = mutation.hostsim_build.build("asan")
     environment = {
@@ -39,7 +44,8 @@ def test_clean(op):
         "COSEGFLOW_TEST_BACKENDS": "hostsim",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += [str(TESTS / f"test_{op}.py"), "-k", f"(hostsim and ({SELECTED[op]})) or test_backward_in_chunks"]
+    chosen = f"hostsim and ({SELECTED[op]})" if op in SELECTED else SIMULATED_ONLY[op]
+    command += [str(TESTS / f"test_{op}.py"), "-k", f"({chosen}) or test_backward_in_chunks"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode == 0 and " passed" in done.stdout, output[-4000:]
