@@ -31,6 +31,7 @@ SHAPES = {
     "resident rows, the last slab not full": (2, 200, 19, 15, 20, 27),
     "three slabs, four places": (2, 192, 40, 20, 18, 15),
     "streaming rows": (1, 328, 20, 26, 25, 21),
+    "short runs in turn": (2, 328, 40, 40, 40, 50),
     "as many fragments as there is room for": (1, 264, 4, 5, 45, 50),
     "more images than lanes": (40, 16, 3, 4, 3, 5),
 }
@@ -139,7 +140,7 @@ def test_float32_error_rule(run, name, precision, portable):
         assert error <= 0.1 * (plain[1] - exact[1]).abs().max()
 
 
-@pytest.mark.parametrize("name", ["fragments and several images", "three slabs, four places"])
+@pytest.mark.parametrize("name", ["fragments and several images", "short runs in turn"])
 def test_bits_do_not_depend_on_the_order(name):
     """hostsim: of threads, and of blocks: who comes last merges the fragments in the order of the columns."""
     module = backends.hostsim_module()

@@ -17,18 +17,19 @@ struct FragmentCounters {
 };
 
 // Whether this warpgroup is the last of those that share its rows of the strip; then it sees what the others wrote. All
-// threads of the warpgroup, after they have written the strip's fragment. `flag` is the warpgroup's own.
+// threads of the warpgroup, after they have written the strip's fragment. `flag` is the warpgroup's own. One thread's
+// fences are enough: the barriers order its fellows' writes before the first and their reads after the second.
 __device__ __forceinline__ bool last_fragment(const FragmentCounters& all, const Strip& strip, int warpgroup,
                                               int& flag) {
-  __threadfence();
   named_barrier_sync(1 + warpgroup, 128);
   if (threadIdx.x % 128 == 0) {
     int* const counter =
         all.counters + (static_cast<int64_t>(strip.image) * all.row_tiles + strip.row_tile) * 2 + warpgroup;
+    __threadfence();
     flag = atomicAdd(counter, 1) == strip.fragments - 1;
+    __threadfence();
   }
   named_barrier_sync(1 + warpgroup, 128);
-  __threadfence();
   return flag != 0;
 }
 

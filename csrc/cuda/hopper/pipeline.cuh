@@ -148,6 +148,7 @@ class Consumer {
   // The numbers of the tile's columns; then, when all lanes have read them:
   __device__ __forceinline__ const Columns& columns() const { return shared_.columns[tiles_ % kColumnSlots]; }
   __device__ __forceinline__ void end_tile() {
+    fence_proxy_async();  // reads before the copy engine writes over it
     __syncwarp();
     if (lane() == 0) mbarrier_arrive(&shared_.columns_empty[tiles_ % kColumnSlots]);
     ++tiles_;

@@ -159,8 +159,7 @@ Status simple_forward(const MatchParams& p, Stream stream);
 Status simple_backward(const MatchParams& p, void* workspace, Stream stream);
 size_t tiled_forward_bytes(const MatchParams& p);
 Status tiled_forward(const MatchParams& p, void* workspace, Stream stream);
-// match_hopper_cuda.cu. Null where the kernels of Hopper take the forward, else the reason why not.
-const char* why_not_hopper(const MatchParams& p, int capability);
+// match_hopper_cuda.cu
 size_t hopper_forward_bytes(const MatchParams& p);
 Status hopper_forward(const MatchParams& p, void* workspace, Stream stream);
 size_t tiled_backward_bytes(const MatchParams& p);

@@ -2,6 +2,7 @@
 #include "common/log.h"
 #include "common/match_checks.h"
 #include "entry_checks.cuh"
+#include "hopper/eligibility.cuh"
 #include "match/match_common.cuh"
 
 namespace cosegflow {
@@ -29,7 +30,7 @@ const char* why_not_tiled(const MatchParams& p) {
 // The kernels that a forward takes.
 enum class Path { kHopper, kTiled, kSimple };
 Path forward_path(const MatchParams& p) {
-  if (why_not_hopper(p, compute_capability()) == nullptr) return Path::kHopper;
+  if (hopper::why_not(p, compute_capability()) == nullptr) return Path::kHopper;
   return why_not_tiled(p) == nullptr ? Path::kTiled : Path::kSimple;
 }
 
@@ -39,7 +40,7 @@ void log_forward(const MatchParams& p, Path path) {
     case Path::kHopper: return log_path("match", "Hopper kernels (wgmma, TMA)", nullptr);
     case Path::kTiled:
       return log_path("match", multiplies_halves(p) ? "portable kernels (mma.sync)" : "portable kernels (FMA)",
-                      why_not_hopper(p, compute_capability()));
+                      hopper::why_not(p, compute_capability()));
     case Path::kSimple: return log_path("match", "simple kernels", why_not_tiled(p));
   }
 }

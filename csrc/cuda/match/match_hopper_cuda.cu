@@ -57,16 +57,11 @@ struct HopperSpace {
     const int64_t row_tiles = ceil_div(na, hopper::kRows), col_tiles = ceil_div(nb, hopper::kCols);
     const int64_t tiles = p.batch * row_tiles * col_tiles, sms = multiprocessors();
     blocks = static_cast<int>(tiles < sms ? tiles : sms);
-    const int fragments = hopper::most_fragments(p.batch * row_tiles, blocks);
+    const int slabs = static_cast<int>(ceil_div(a.depth, hopper::kDepth));
+    const bool masked = p.mask_a.data != nullptr || p.mask_b.data != nullptr;
+    const int fragments = hopper::most_fragments(p.batch * row_tiles, blocks, masked, slabs);
     counters = p.batch * row_tiles * 2;
-    args.stream = {a.count,
-                   b.count,
-                   static_cast<int>(p.batch),
-                   fragments,
-                   static_cast<int>(ceil_div(a.depth, hopper::kDepth)),
-                   b.pitch,
-                   b.scale,
-                   {b.place}};
+    args.stream = {a.count, b.count, static_cast<int>(p.batch), fragments, slabs, b.pitch, b.scale, {b.place}};
     args.rows = {a.scale, a.pitch, p.beta, nullptr, 0.0f};
     args.counters = {arena.take<int>(2 * counters), static_cast<int>(row_tiles)};
     args.positions_a = na, args.index_a = a.index;
@@ -126,22 +121,6 @@ auto dispatch_packed(const MatchParams& p, const Body& body) {
 }
 
 }  // namespace
-
-const char* why_not_hopper(const MatchParams& p, int capability) {
-  if (p.simple) return "the simple kernels were asked for";
-  if (p.portable) return "the portable kernels were asked for";
-  if (p.fa.dtype == DType::kFloat64) return "tensor cores of Hopper do not multiply float64 into these tiles";
-  if (p.fa.dtype == DType::kFloat32 && p.precision == Precision::kHighest) {
-    return "float32 at precision \"highest\" takes multiply-adds, as accurate as float32";
-  }
-  if (capability != 90) return "wgmma is a feature of compute capability 9.0 alone";
-  if (!built_for_hopper()) return "this build has no code for sm_90a";
-  constexpr int64_t kPixels = (int64_t{1} << 31) - 4096;  // of one image: rows are counted in 32 bits
-  if (p.height_a * p.width_a > kPixels || p.height_b * p.width_b > kPixels) return "an image has over 2^31 pixels";
-  if (p.channels > (int64_t{1} << 27)) return "a row of features has over 2^31 bytes";
-  if (p.batch > INT32_MAX) return "there are over 2^31 images";
-  return nullptr;
-}
 
 size_t hopper_forward_bytes(const MatchParams& p) {
   return dispatch_packed(p, [&](auto tag) { return HopperSpace<decltype(tag)>(p, nullptr).bytes; });

@@ -2,6 +2,7 @@
 #include "common/log.h"
 #include "common/match_both_checks.h"
 #include "entry_checks.cuh"
+#include "hopper/eligibility.cuh"
 #include "match_both/match_both_common.cuh"
 
 namespace cosegflow {
@@ -20,15 +21,10 @@ const char* why_not_tiled(const MatchBothParams& p) {
   return nullptr;
 }
 
-// Null where the kernels of Hopper take the forward: they ask of both directions what match asks of one.
-const char* why_not_hopper(const MatchBothParams& p) {
-  return match_cuda::why_not_hopper(a_to_b(p), compute_capability());
-}
-
 // The kernels that a forward takes.
 enum class Path { kHopper, kTiled, kSimple };
 Path forward_path(const MatchBothParams& p) {
-  if (why_not_hopper(p) == nullptr) return Path::kHopper;
+  if (hopper::why_not(p, compute_capability()) == nullptr) return Path::kHopper;
   return why_not_tiled(p) == nullptr ? Path::kTiled : Path::kSimple;
 }
 
@@ -38,7 +34,7 @@ void log_forward(const MatchBothParams& p, Path path) {
     case Path::kHopper: return log_path("match_both", "Hopper kernels (wgmma, TMA)", nullptr);
     case Path::kTiled:
       return log_path("match_both", half_type(p.fa.dtype) ? "portable kernels (mma.sync)" : "portable kernels (FMA)",
-                      why_not_hopper(p));
+                      hopper::why_not(p, compute_capability()));
     case Path::kSimple: return log_path("match_both", "simple kernels", why_not_tiled(p));
   }
 }

@@ -100,14 +100,16 @@ struct HopperSpace {
 
     const int64_t tiles = p.batch * chunk_tiles * col_tiles, sms = multiprocessors();
     blocks = static_cast<int>(tiles < sms ? tiles : sms);
-    const int fragments = hopper::most_fragments(p.batch * chunk_tiles, blocks);
+    const int slabs = static_cast<int>(ceil_div(a.depth, hopper::kDepth));
+    const bool masked = p.mask_a.data != nullptr || p.mask_b.data != nullptr;
+    const int fragments = hopper::most_fragments(p.batch * chunk_tiles, blocks, masked, slabs);
     counters = p.batch * chunk_tiles * 2;
     if (chunks > 1) chunk_rows = arena.take<int>(chunks * p.batch);
     args.stream = {chunk_rows == nullptr ? a.count : chunk_rows,
                    b.count,
                    static_cast<int>(p.batch),
                    fragments,
-                   static_cast<int>(ceil_div(a.depth, hopper::kDepth)),
+                   slabs,
                    b.pitch,
                    b.scale,
                    {b.place}};

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
 #if defined(CSF_HOPPER_CODE)
   CSF_HOPPER_SHARED(HopperShared, shared);
   hopper::start(shared->ring, map_a, map_b);
-  const hopper::WorkLine line(args.stream.count_a, args.stream.count_b, args.stream.images, args.stream.most_fragments);
+  const hopper::WorkLine line(args.stream);
   if (threadIdx.x < 128) {
     give_registers<hopper::kProducerRegisters>();
     if (threadIdx.x < 32 && elect_one()) hopper::produce(args.stream, map_a, map_b, shared->ring, line);
@@ -141,6 +141,8 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
     take_registers<hopper::kConsumerRegisters>();
     consume<T>(args, *shared, line);
   }
+#else
+  __trap();  // the host takes this kernel only where there is code for sm_90a
 #endif
 }
 

@@ -1,4 +1,6 @@
 // Builds tensor maps. The driver's function for it is looked up at run time, so that the library needs no -lcuda.
+#include <atomic>
+
 #include "primitives/bulk_copy.cuh"
 #include "primitives/launch.cuh"
 
@@ -38,26 +40,25 @@ using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*
                             const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-struct Lookup {
-  Encode encode = nullptr;
-  Status status{};
-};
-
-Lookup look_up() {
-  Lookup found;
+// A failure is not kept: the next call may find a driver.
+Status find_encode(Encode& encode) {
+  static std::atomic<Encode> known{nullptr};
+  encode = known.load(std::memory_order_relaxed);
+  if (encode != nullptr) return {};
   void* function = nullptr;
   cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
   const cudaError_t error =
       cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
   if (error != cudaSuccess) {
     (void)cudaGetLastError();
-    found.status = cuda_status(error);
-  } else if (result != cudaDriverEntryPointSuccess || function == nullptr) {
-    found.status = {"cosegflow: the NVIDIA driver has no cuTensorMapEncodeTiled: update it to 580 or newer"};
-  } else {
-    found.encode = reinterpret_cast<Encode>(function);
+    return cuda_status(error);
   }
-  return found;
+  if (result != cudaDriverEntryPointSuccess || function == nullptr) {
+    return {"cosegflow: the NVIDIA driver has no cuTensorMapEncodeTiled: update it to 580 or newer"};
+  }
+  encode = reinterpret_cast<Encode>(function);
+  known.store(encode, std::memory_order_relaxed);
+  return {};
 }
 
 }  // namespace
@@ -65,17 +66,17 @@ Lookup look_up() {
 Status make_tensor_map(TensorMap& map, const void* data, int64_t depth, int64_t rows, int64_t images, int box_rows) {
   const Status status = check_tensor_map_arguments(data, depth, rows, images, box_rows);
   if (!status.ok()) return status;
-  static const Lookup driver = look_up();
-  if (driver.encode == nullptr) return driver.status;
+  Encode encode = nullptr;
+  if (Status s = find_encode(encode); !s.ok()) return s;
   const auto size = [](int64_t n) { return static_cast<cuuint64_t>(n); };
   const cuuint64_t sizes[3] = {size(depth), size(rows), size(images)};
   const cuuint64_t strides[2] = {size(2 * depth), size(2 * depth * rows)};  // bytes, of all but the fastest
   const cuuint32_t box[3] = {kTileDepth, static_cast<cuuint32_t>(box_rows), 1};
   const cuuint32_t steps[3] = {1, 1, 1};
   // Copied as bits, so one integer type serves both halves; all bits zero is zero in both.
-  const CUresult error = driver.encode(&map.opaque, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<void*>(data), sizes,
-                                       strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult error = encode(&map.opaque, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<void*>(data), sizes, strides,
+                                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (error != CUDA_SUCCESS) {
     return {"cosegflow: cuTensorMapEncodeTiled refused a tensor map (a bug in cosegflow)", static_cast<int>(error)};
   }

@@ -4,7 +4,7 @@
 //
 // The base of a row is its largest logit times k, rounded; everything is relative to the rounded base, and what
 // rounding took (`base_residual`, at most 16) is put back into the log-sum-exp. From |logit| = 2^28 on it would grow to
-// more than an exponential holds, and k is 1: two logits of that size are either equal or at least 32 apart, so every
+// more than an exponential holds, and k is 1: two logits of that size are either equal or at least 16 apart, so every
 // term is 1 or next to nothing whatever k is.
 #pragma once
 
@@ -28,7 +28,7 @@ struct ExponentBase {
 };
 
 template <int kValues>
-struct ValueSoftmax {
+struct alignas(kValues == 2 ? 16 : 4) ValueSoftmax {
   float peak, total, value[kValues];
 
   __device__ __forceinline__ void clear() {
@@ -97,7 +97,8 @@ struct ValueSoftmax {
   __device__ __forceinline__ float factor_to(const ExponentBase& to) const {
     if (peak == minus_infinity<float>()) return 0.0f;
     const ExponentBase from = ExponentBase::of(peak);
-    return from.k == to.k ? exp2_fast(from.base - to.base) : to.term(peak);
+    if (from.k == to.k) return exp2_fast(from.base - to.base);
+    return exp2_fast(fma_of(peak, to.k, -to.base) - base_residual(from));
   }
   // k peak - base: what rounding the base took.
   __device__ __forceinline__ float base_residual(const ExponentBase& at) const { return fma_of(peak, at.k, -at.base); }

@@ -13,7 +13,7 @@
 #include <type_traits>
 
 #include "common/dispatch.h"
-#include "entry_checks.cuh"
+#include "hopper/eligibility.cuh"
 #include "mask_weight.cuh"
 #include "pack_tiles.cuh"
 #include "transfer/transfer_common.cuh"
@@ -88,7 +88,7 @@ struct HopperSpace {
   int64_t row_tiles, passes;
   int64_t counters;  // of one launch
   int* counter;
-  int blocks, fragments;
+  int blocks, fragments, slabs;
   Place* planes;   // (ceil(V / 2), B, pitch_b)
   float* partial;  // the states of one launch's fragments
   size_t bytes;
@@ -101,7 +101,9 @@ struct HopperSpace {
     row_tiles = ceil_div(na, hopper::kRows);
     const int64_t tiles = p.batch * row_tiles * ceil_div(nb, hopper::kCols), sms = multiprocessors();
     blocks = static_cast<int>(tiles < sms ? tiles : sms);
-    fragments = hopper::most_fragments(p.batch * row_tiles, blocks);
+    slabs = static_cast<int>(ceil_div(a.depth, hopper::kDepth));
+    const bool masked = p.mask_a.data != nullptr || p.mask_b.data != nullptr;
+    fragments = hopper::most_fragments(p.batch * row_tiles, blocks, masked, slabs);
     passes = ceil_div(p.value_channels, kMostValues);
     counters = p.batch * row_tiles * 2;
     counter = arena.take<int>(passes * counters);
@@ -144,7 +146,7 @@ Status launch_pass(const TransferParams& p, const HopperSpace<T>& space, int64_t
   HopperArgs<kPlanes> args;
   args.stream.count_a = space.a.count, args.stream.count_b = space.b.count;
   args.stream.images = static_cast<int>(p.batch), args.stream.most_fragments = space.fragments;
-  args.stream.slabs = static_cast<int>(ceil_div(space.a.depth, hopper::kDepth));
+  args.stream.slabs = space.slabs;
   args.stream.pitch_b = space.b.pitch, args.stream.scale_b = space.b.scale;
   for (int v = 0; v < kPlanes; ++v) {  // beyond the last one any will do: no result is made of it
     const int64_t plane = first / 2 + v < planes ? first / 2 + v : planes - 1;
@@ -201,24 +203,13 @@ auto dispatch_packed(const TransferParams& p, const Body& body) {
 }  // namespace
 
 const char* why_not_hopper(const TransferParams& p, int capability) {
-  if (p.simple) return "the simple kernels were asked for";
-  if (p.portable) return "the portable kernels were asked for";
-  if (p.fa.dtype == DType::kFloat64) return "tensor cores of Hopper do not multiply float64 into these tiles";
-  if (p.fa.dtype == DType::kFloat32 && p.precision == Precision::kHighest) {
-    return "float32 at precision \"highest\" takes multiply-adds, as accurate as float32";
+  if (const char* reason = hopper::why_not(p, capability)) return reason;
+  if (p.fa.dtype == DType::kFloat32 && p.value_channels > 10 * kMostValues) {
+    return "over 80 values of float32 features: their probabilities, once, are cheaper than scores for every 8";
   }
-  if (capability != 90) return "wgmma is a feature of compute capability 9.0 alone";
-  if (!built_for_hopper()) return "this build has no code for sm_90a";
-  constexpr int64_t kMostPasses = 4, kMostPassesOfFloat = 10;  // the model above
-  if (p.fa.dtype == DType::kFloat32) {
-    if (p.value_channels > kMostValues * kMostPassesOfFloat) return "over 80 values of float32 features";
-  } else if (p.value_channels > kMostValues * kMostPasses) {
-    return "over 32 values of half features: the probabilities once are cheaper than the scores once for 8 values";
+  if (p.fa.dtype != DType::kFloat32 && p.value_channels > 4 * kMostValues) {
+    return "over 32 values of half features: their probabilities, once, are cheaper than scores for every 8";
   }
-  constexpr int64_t kPixels = (int64_t{1} << 31) - 4096;  // of one image: rows are counted in 32 bits
-  if (p.height_a * p.width_a > kPixels || p.height_b * p.width_b > kPixels) return "an image has over 2^31 pixels";
-  if (p.channels > (int64_t{1} << 27)) return "a row of features has over 2^31 bytes";
-  if (p.batch > INT32_MAX) return "there are over 2^31 images";
   return nullptr;
 }
 

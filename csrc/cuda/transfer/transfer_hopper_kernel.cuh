@@ -82,7 +82,7 @@ template <class T, int kPlanes>
 __device__ __forceinline__ void consume(const HopperArgs<kPlanes>& args, HopperShared<kPlanes>& shared) {
   using RowSoftmax = hopper::RowSoftmax<kPlanes, hopper::Variant::kPlain>;
   hopper::ParkedLine& line = shared.line[threadIdx.x / 32 - 4];
-  line.start({args.stream.count_a, args.stream.count_b, args.stream.images, args.stream.most_fragments});
+  line.start(hopper::WorkLine(args.stream));
   hopper::Consumer<T, kPlanes> ring(shared.ring, args.stream.slabs);
   RowSoftmax softmax;
   while (line.next()) {
@@ -123,13 +123,14 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
   if (threadIdx.x < 128) {
     give_registers<hopper::kProducerRegisters>();
     if (threadIdx.x >= 32) return;
-    const hopper::WorkLine line(args.stream.count_a, args.stream.count_b, args.stream.images,
-                                args.stream.most_fragments);
+    const hopper::WorkLine line(args.stream);
     if (elect_one()) hopper::produce(args.stream, map_a, map_b, shared->ring, line);
   } else {
     take_registers<hopper::kConsumerRegisters>();
     consume<T, kPlanes>(args, *shared);
   }
+#else
+  __trap();  // the host takes this kernel only where there is code for sm_90a
 #endif
 }
 
