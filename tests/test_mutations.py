@@ -14,7 +14,7 @@ if shutil.which("g++") is None:
 
 HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16-portable]"  # mma.sync
 SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32-fast]"  # the FMA kernel
-BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16]"
+BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16-portable]"
 BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
@@ -42,6 +42,20 @@ for b, c, ha, wa, hb, wb in ((3, 328, 20, 17, 27, 19), (5, 136, 40, 30, 9, 13), 
         live = np.isfinite(theirs)
         assert (np.isfinite(ours) == live).all() and (np.abs(ours - theirs)[live] <= 1e-4).all()
 """
+# The same for match_both: chunks of rows and fragments, several strips in a block, an image whose second warpgroup has
+# no rows.
+BOTH_HOPPER = """
+rng = np.random.default_rng(0)
+for b, c, ha, wa, hb, wb, chunk in ((3, 40, 20, 17, 27, 19, 1), (5, 136, 40, 30, 9, 13, 0), (2, 72, 10, 12, 20, 20, 0)):
+    fa = rng.standard_normal((b, c, ha, wa)).astype(np.float16)
+    fb = rng.standard_normal((b, c, hb, wb)).astype(np.float16)
+    mask_a, mask_b = (np.where(rng.random((b, h, w)) < 0.8, rng.random((b, h, w)), 0).astype(np.float32)
+                      for h, w in ((ha, wa), (hb, wb)))
+    arguments = (fa, fb, mask_a, mask_b, np.full(b, 20, np.float32), True, False, chunk, 0)
+    for ours, theirs in zip(sim.match_both(*arguments, False), sim.match_both(*arguments, True)):
+        live = np.isfinite(theirs)
+        assert (np.isfinite(ours) == live).all() and (np.abs(ours - theirs)[live] <= 1e-4).all()
+"""
 WARP_ODD = """
 x, flow = np.zeros((1, 1, 3, 3), np.float32), np.zeros((1, 2, 5, 7), np.float32)
 sim.warp(x, flow, "bilinear", "zeros")
@@ -54,6 +68,8 @@ COMMON = "csrc/cuda/match/match_common.cuh"
 BOTH_FORWARD = "csrc/cuda/match_both/match_both_forward_kernel.cuh"
 BOTH_HOST = "csrc/cuda/match_both/match_both_forward_cuda.cu"
 BOTH_GRADIENT = "csrc/cuda/match_both/match_both_gradient_kernel.cuh"
+BOTH_HOPPER_KERNEL = "csrc/cuda/match_both/match_both_hopper_kernel.cuh"
+BOTH_HOPPER_HOST = "csrc/cuda/match_both/match_both_hopper_cuda.cu"
 TRANSFER_TILE = "csrc/cuda/transfer/transfer_tile_kernels.cuh"
 TRANSFER_HOST = "csrc/cuda/transfer/transfer_cuda.cu"
 HOPPER_PIPELINE = "csrc/cuda/hopper/pipeline.cuh"
@@ -184,6 +200,22 @@ BUGS = [
         ("merged by the last but one", "csrc/cuda/hopper/fragments.cuh", "strip.fragments - 1", "strip.fragments - 2"),
         ("sums not rescaled", HOPPER_SOFTMAX, "base[r] = state_[r].raise(peak[r]);",
          "base[r] = ExponentBase::of(peak[r]), state_[r].peak = peak[r];"),
+    )),
+    *(Bug(name, file, old, new, op="match_both", snippet=BOTH_HOPPER) for name, file, old, new in (
+        ("a lane keeps another lane's column", "csrc/cuda/match_both/column_softmax.cuh", "column(lane / 4) + c0 * 4",
+         "column(lane / 4 ^ 1) + c0 * 4"),
+        ("merged before all warps have reduced their rows", BOTH_HOPPER_KERNEL,
+         "      named_barrier_sync(1 + ring.number(), 128);\n      if (thread", "      if (thread"),
+        ("both warpgroups write the same half row tile", BOTH_HOPPER_KERNEL,
+         "const int half = strip.row_tile * 2 + ring.number();", "const int half = strip.row_tile * 2;"),
+        ("the last half row tile forgotten", BOTH_HOPPER_HOST,
+         "(args.rows[image] + hopper::kWarpgroupRows - 1) / hopper::kWarpgroupRows",
+         "args.rows[image] / hopper::kWarpgroupRows"),
+        ("chunks of rows share the counters of fragments", BOTH_HOPPER_HOST,
+         "args.counters.counters += chunk * space.counters;", ""),
+        ("rows of the first chunk in all", BOTH_HOPPER_HOST, "args.stream.first_row = static_cast<int>(row);", ""),
+        ("the weight of a column left in its lse", BOTH_HOPPER_HOST, "ColumnState::log_sum_exp() - log_weight",
+         "ColumnState::log_sum_exp()"),
     )),
 ]  # fmt: skip
 
