@@ -6,7 +6,8 @@
 Nothing here is measured. Counts of operations and bytes are divided by what the data sheet of the GPU says; a peer is
 charged with its product at the full rate of the tensor cores and with its passes over the volume at the full
 bandwidth, one after the other, and nothing else. Our kernel is charged twice: as if product and softmax overlapped
-fully, and as if they did not overlap at all. What it will take lies between, and above where a limit is not reached.
+fully, and as if product and softmax did not overlap at all. What it will take lies between, and above where a limit is
+not reached.
 """
 
 import argparse
@@ -35,8 +36,12 @@ class Gpu:
     instructions: int = 128
     """Of threads: four schedulers of 32."""
     exponentials: int = 16
+    shared_bytes: int = 128
+    """Of shared memory, whoever reads or writes; a load into registers counts each lane's bytes."""
     bandwidth: float = 4.8e12
     """Bytes of device memory a second."""
+    cache: float = 9.7e12
+    """Bytes a second of the second-level cache, of a set up to 40 MB: not in the data sheet but measured by others."""
 
     def seconds(self, clocks: float) -> float:
         """Of work that is spread evenly over the multiprocessors."""
@@ -46,6 +51,8 @@ class Gpu:
 H200 = Gpu()
 ROWS, COLUMNS, DEPTH = 256, 128, 64
 """The kernel's tile and slab (csrc/cuda/hopper/tile_shape.cuh)."""
+RESIDENT = 4
+"""Slabs of rows that stay in shared memory for all columns."""
 INSTRUCTIONS = {"match": 8.8, "match_both": 19.4}
 """A thread's instructions for a score, softmax and all, counted in the SASS (tests/test_sass.py compares)."""
 EXPONENTIALS = {"match": 1, "match_both": 2}
@@ -58,40 +65,57 @@ def _padded(n: float, step: int) -> int:
 
 @dataclass(frozen=True)
 class Ours:
-    """Seconds of the parts of a call."""
+    """Seconds that the parts of a call take at the limit of a unit each."""
 
     pack: float
     product: float
     softmax: float
+    shared: float
+    """Shared memory: operands of the products, copies into it, the columns' numbers."""
+    cache: float
+    """Slabs from the second-level cache."""
+
+    @property
+    def limit(self) -> str:
+        """The unit that alone takes longest, beside packing."""
+        return max(("product", "softmax", "shared", "cache"), key=lambda unit: getattr(self, unit))
 
     @property
     def overlapped(self) -> float:
-        """Product and softmax each hide behind the other."""
-        return self.pack + max(self.product, self.softmax)
+        """Each unit hides behind the slowest."""
+        return self.pack + getattr(self, self.limit)
 
     @property
     def apart(self) -> float:
-        """Nothing hides."""
-        return self.pack + self.product + self.softmax
+        """The softmax hides behind nothing."""
+        return self.pack + max(self.product, self.cache) + self.softmax
 
 
 def ours(case: Case, work: str = "match", precision: str = "highest", gpu: Gpu = H200) -> Ours:
     """A forward of `match` or `match_both` on halves, or on float32 at `precision` "high" or "medium"."""
     pixels = [case.foreground * h * w for h, w in (case.a, case.b)]
-    scores = case.batch * _padded(pixels[0], ROWS) * _padded(pixels[1], COLUMNS)
+    tiles = case.batch * ceil(pixels[0] / ROWS) * ceil(pixels[1] / COLUMNS)
+    tiles = _padded(tiles, gpu.multiprocessors)  # who has one more decides
     depth = TERMS[precision] * _padded(case.channels, 8)
+    slabs = ceil(depth / DEPTH)
+    scores = ROWS * COLUMNS
     size = 4 if case.dtype == "float32" else 2
     packed = case.batch * sum(pixels) * (case.channels * size + depth * 2)
     softmax = max(INSTRUCTIONS[work] / gpu.instructions, EXPONENTIALS[work] / gpu.exponentials)
+    slab_bytes = 2 * DEPTH * (COLUMNS + (ROWS if slabs > RESIDENT else 0))  # that a tile moves
+    operand_bytes = 2 * DEPTH * (ROWS + ROWS // 64 * COLUMNS)  # each product of 64 rows reads all columns
+    shared = slabs * (operand_bytes + slab_bytes) + scores // 4 * 16  # 16 bytes for 4 scores
     return Ours(
         pack=packed / gpu.bandwidth,
-        product=gpu.seconds(2 * scores * _padded(depth, DEPTH) / gpu.half_flops),
-        softmax=gpu.seconds(scores * softmax),
+        product=gpu.seconds(tiles * 2 * scores * slabs * DEPTH / gpu.half_flops),
+        softmax=gpu.seconds(tiles * scores * softmax),
+        shared=gpu.seconds(tiles * shared / gpu.shared_bytes),
+        cache=tiles * slabs * slab_bytes / gpu.cache,
     )
 
 
 def eager(case: Case, score_bytes: int, passes: int = 4, gpu: Gpu = H200) -> float:
-    """Seconds of a product and passes over its volume: written, read and written by softmax, read by the expectation."""
+    """Seconds of a product and passes over its volume: one writes it, softmax reads and writes, one reads it at last."""
     scores = case.batch * case.a[0] * case.a[1] * case.b[0] * case.b[1]
     rate = gpu.float32_flops if case.dtype == "float32" else gpu.half_flops
     return gpu.seconds(2 * scores * case.channels / rate) + passes * score_bytes * scores / gpu.bandwidth
@@ -146,10 +170,12 @@ def parts() -> str:
     for channels in (64, 128, 256, 512, 768, 1024):
         case = Case(batch=8, channels=channels, dtype="bfloat16")
         mine = ours(case)
-        units = (mine.pack, mine.product, mine.softmax)
+        units = (mine.pack, mine.product, mine.softmax, mine.shared, mine.cache)
         rate = 2 * 8 * 4096**2 * channels / mine.overlapped / 1e12
-        body.append([str(channels), *(f"{1e6 * t:.0f}" for t in units), f"{1e6 * mine.overlapped:.0f}", f"{rate:.0f}"])
-    return documents.markdown_table(("C", "pack, us", "product, us", "softmax, us", "limit, us", "TFLOP/s"), body)
+        times = [f"{1e6 * t:.0f}" for t in (*units, mine.overlapped)]
+        body.append([str(channels), *times, mine.limit, f"{rate:.0f}"])
+    header = ("C", "pack, us", "product", "softmax", "shared memory", "cache", "all, us", "limit", "TFLOP/s")
+    return documents.markdown_table(header, body)
 
 
 BLOCKS = {"limits": parts, "targets": lambda: documents.markdown_table(HEADER, [row.cells() for row in rows()])}

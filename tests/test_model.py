@@ -25,9 +25,11 @@ def test_a_changed_document_is_noticed(tmp_path):
 
 
 def test_counts_by_hand():
-    """8 pairs of 4096 x 4096 scores, 512 FLOP each, at 989 TFLOP/s; 2 x 8 x 4096 x 256 halves read and written."""
+    """4096 tiles on 132 multiprocessors are 32 for some; 512 FLOP a score; 2 x 8 x 4096 x 256 halves, read and written."""
     mine = model.ours(CASE)
-    assert mine.product == pytest.approx(8 * 4096**2 * 512 / 989.4e12, rel=1e-3)
+    assert mine.product == pytest.approx(32 * 132 * 256 * 128 * 512 / 989.4e12, rel=1e-3)
+    assert mine.shared == pytest.approx(32 * (4 * (96 + 16) + 128) * 1024 / 128 / 1.83e9)
+    assert mine.limit == "shared" and mine.overlapped == mine.pack + mine.shared
     assert mine.pack == pytest.approx(2 * 8 * 4096 * 256 * 4 / 4.8e12)
     assert mine.overlapped < mine.apart
     assert model.eager(CASE, 4) - model.eager(CASE, 2) == pytest.approx(8 * 8 * 4096**2 / 4.8e12)
