@@ -75,13 +75,11 @@ def compare(backend, shape, channels, kind, dtype, beta, normalize=True, values_
     assert torch.equal(nothing, torch.zeros_like(nothing))
 
 
-@pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
+@pytest.mark.parametrize("kernels", backends.KERNELS)
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("kind", MASKS)
-def test_masks(backend, kind, dtype, simple):
-    if simple and backend.name == "cpu":
-        pytest.skip("the CPU has one kernel")
-    compare(backend, (2, 19, 6, 7, 5, 9), 3, kind, dtype, 8.0, simple=simple)
+def test_masks(backend, kind, dtype, kernels):
+    compare(backend, (2, 19, 6, 7, 5, 9), 3, kind, dtype, 8.0, **backends.options_of(kernels, backend, dtype))
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
@@ -113,12 +111,15 @@ def test_without_normalisation(backend, dtype):
     compare(backend, (2, 24, 6, 5, 4, 7), 4, "soft", dtype, 1.0, normalize=False)
 
 
+@pytest.mark.parametrize("kernels", ["fast", "portable"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("shape", [(2, 16, 23, 17, 19, 29), (1, 136, 3, 5, 47, 53)], ids=["rows", "targets"])
-def test_many_tiles(backend, shape, dtype):
+def test_many_tiles(backend, shape, dtype, kernels):
     """More sources, or more targets and channels, than any tile, split and pipeline holds, and no multiples of them."""
-    compare(backend, shape, 5, "holes", dtype, 15.0)
-    compare(backend, shape, 70, "soft", dtype, 15.0)
+    options = backends.options_of(kernels, backend, dtype)
+    compare(backend, shape, 5, "holes", dtype, 15.0, **options)
+    if kernels == "fast":
+        compare(backend, shape, 70, "soft", dtype, 15.0)
 
 
 def test_backward_in_chunks():
