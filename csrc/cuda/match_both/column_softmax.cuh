@@ -7,8 +7,8 @@
 // A warp has 32 rows of a column, 4 of them in each of the 8 lanes that share it. Eight columns at a time are reduced
 // by exchanges that halve the number of columns a lane keeps, 7 shuffles instead of 24, so that each lane ends with one
 // column: first the largest logit, whose base (value_softmax.cuh) is then handed to all 8 lanes, then three sums
-// relative to it. A score costs 10.5 instructions: logit and maximum 1.75, exponential and sums 4.75, maxima of lanes
-// 1.5, sums of lanes 2.6.
+// relative to it. A score costs 9.5 instructions: maximum 0.75, exponential and sums 4.75, maxima of lanes 1.4, sums of
+// lanes 2.6; and one more where the warp's rows have weights other than 1 (no mask and bool masks have not).
 #pragma once
 
 #include "hopper/thread_tile.cuh"
@@ -25,12 +25,16 @@ class ColumnSoftmax {
 
  public:
   // The rows as targets: they are valid up to a multiple of 256 (pack_tiles.cuh). Pointers to the warpgroup's first.
+  // All lanes of the warp.
   __device__ __forceinline__ void begin(const Scale* scale, const Place* place) {
+    bool weighted = false;
 #pragma unroll
     for (int r = 0; r < kR; ++r) {
       log_weight_[r] = scale[ThreadTile::row(r)].log_weight;
       place_[r] = place[ThreadTile::row(r)];
+      weighted = weighted || log_weight_[r] != 0.0f;
     }
+    weighted_ = __any_sync(0xffffffffu, weighted);
   }
 
   // Of each column of the tile, of which the first `columns` count, the state over the rows of this warp. acc is spent.
@@ -38,6 +42,13 @@ class ColumnSoftmax {
   __device__ __forceinline__ void reduce(ThreadTile::Accumulators& acc, ColumnState (&states)[hopper::kCols],
                                          int columns) const {
     const int lane = ThreadTile::lane();
+    if (weighted_) {
+#pragma unroll
+      for (int r = 0; r < kR; ++r) {
+#pragma unroll
+        for (int c = 0; c < kC; ++c) ThreadTile::value(acc, r, c) += log_weight_[r];
+      }
+    }
 #pragma unroll
     for (int c0 = 0; c0 < kC; c0 += kGroup) {
       // 32 columns, in all lanes of the same. A vote, because ptxas then knows that all lanes take the branch; without
@@ -48,8 +59,7 @@ class ColumnSoftmax {
       for (int c = 0; c < kGroup; ++c) {
 #pragma unroll
         for (int r = 0; r < kR; ++r) {
-          float& logit = ThreadTile::value(acc, r, c0 + c);
-          logit += log_weight_[r];
+          const float logit = ThreadTile::value(acc, r, c0 + c);
           peak[c] = r == 0 ? logit : max_of(peak[c], logit);
         }
       }
@@ -97,6 +107,7 @@ class ColumnSoftmax {
     return __uint_as_float((__float_as_uint(a) & mask) | (__float_as_uint(b) & ~mask));
   }
 
+  bool weighted_;  // else all weights of the warp's rows are 1, and there is nothing to add
   float log_weight_[kR];
   Place place_[kR];
 };

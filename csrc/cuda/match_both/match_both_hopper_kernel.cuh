@@ -6,10 +6,10 @@
 // Shared memory: the ring and the columns' numbers, then for each warp a state of each column: 4 warps are merged in
 //   order, by one thread a column, and written: 16 bytes a column and 128 rows, 1/8 byte a score.
 // Pipeline: match's. The softmaxes of one warpgroup run under the products of the other.
-// A score costs 2 C FLOPs of the tensor cores, as one of match, and in the softmaxes 20.5 instructions, two of them
-//   exponentials: 8 for the row, 10.5 for the column (column_softmax.cuh), 0.6 for the merge of the warps, the rest for
-//   bases and columns' numbers. Predicted: 0.16 clocks of a multiprocessor, of which the special-function unit is busy
-//   0.13: bound by the softmaxes for C < 330, by the tensor cores (C / 2048 clocks) above. Two calls of match take
+// A score costs 2 C FLOPs of the tensor cores, as one of match, and in the softmaxes 20 instructions, two of them
+//   exponentials: 8 for the row, 9.5 for the column (column_softmax.cuh), 0.6 for the merge of the warps, the rest for
+//   bases and columns' numbers. Predicted: 0.155 clocks of a multiprocessor, of which the special-function unit is busy
+//   0.13: bound by the softmaxes for C < 320, by the tensor cores (C / 2048 clocks) above. Two calls of match take
 //   twice max(0.07, C / 2048).
 // Fraction of the limit reached: not measured yet.
 // A row tile may be in fragments, but each (half a row tile, column) has one writer: the columns need no atomics.
