@@ -98,6 +98,7 @@ def test_nothing_allowed(backend, channels):
     mask_a, mask_b = torch.ones(3, 9, 15), torch.ones(3, 8, 17)
     mask_a[0], mask_b[2] = 0, 0
     poison_excluded(fa, fb, mask_a, mask_b)
+    fa[2, 5, 3, 4] = NAN  # matches nothing, as its neighbours do
     values = torch.randn(3, channels, 8, 17).half()
     values[2] = NAN
     out, lse = transfer(backend, fa, fb, values, mask_a, mask_b, BETA)

@@ -75,7 +75,9 @@ __device__ __forceinline__ void finish_rows(const HopperArgs<kPlanes>& args, con
       for (int f = 1; f < strip.fragments; ++f) mine.merge(hopper::load_fragment(args.partial + f * plane + at));
     }
   }
-  if (row < rows) write_row(args, strip.image, args.index_a[at], mine);
+  if (row >= rows) return;
+  if (args.stream.count_b[strip.image] == 0) mine.clear();  // a NaN of the row times the zeros of no target
+  write_row(args, strip.image, args.index_a[at], mine);
 }
 
 template <class T, int kPlanes>
