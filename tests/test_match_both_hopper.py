@@ -124,6 +124,24 @@ def test_rows_are_those_of_match():
         assert torch.equal(a, backends.to_torch(b))
 
 
+@pytest.mark.parametrize("beta", [40.0, 80.0, 300.0])
+@pytest.mark.parametrize("kind", ["none", "weights"])
+def test_peaks_far_apart(run, kind, beta):
+    """The first columns and the last rows lie far below the others."""
+    fa, fb = features(2, 24, 20, 31, 27, 19, torch.float16)
+    fa, fb = fa + 2, fb + 2
+    fb[:, :, :9] *= -1
+    fa[1, :, 15:] *= -1
+    mask_a = mask_b = None
+    if kind == "weights":
+        mask_a, mask_b = (torch.exp(torch.rand(2, h, w) * 120 - 60) for h, w in ((20, 31), (27, 19)))
+    ours = run(fa, fb, mask_a, mask_b, beta)
+    exact = by_reference(fa.double(), fb.double(), mask_a, mask_b, torch.tensor(beta).double())
+    plain = by_reference(fa.float(), fb.float(), mask_a, mask_b, torch.tensor(beta))
+    for name, o, p, e in zip(NAMES, ours, plain, exact, strict=False):
+        assert_no_worse(o, p, e, 2e-5 if "flow" in name else 1e-5, name)
+
+
 @pytest.mark.parametrize("beta", [3e38, -3e38, 1e30, 1e10, 1e5])
 def test_huge_beta(run, beta):
     """A softmax that is a maximum, in both directions, in many tiles. The scores of one channel are 1 and -1."""
