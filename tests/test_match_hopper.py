@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from errors import assert_no_worse
-from test_match import features, masks, poison_excluded
+from test_match import NAN, features, masks, poison_excluded
 
 import cosegflow
 from cosegflow import reference
@@ -111,6 +111,21 @@ def test_window_across_fragments(run, name):
     plain = reference.match(fa.float(), fb.float(), None, None, beta=beta, kernel_sigma=2.0)
     for i, what in enumerate(("flow", "lse", "confidence")):
         assert_no_worse(ours[i], plain[i], exact[i], 4e-6, what)
+
+
+def test_source_of_nan_without_any_target(run):
+    """It matches nothing, as any other source there; with targets it is NaN."""
+    fa, fb = features(2, 24, 3, 5, 4, 6, torch.float16)
+    fa[:, :, 1, 2] = NAN
+    mask_b = torch.ones(2, 4, 6)
+    mask_b[0] = 0
+    flow, lse, confidence, index, score = run(fa, fb, None, mask_b, 20.0, indexed=True)
+    assert torch.equal(flow[0], torch.zeros_like(flow[0])) and bool(torch.isneginf(lse[0]).all())
+    assert torch.equal(confidence[0], torch.zeros_like(confidence[0]))
+    assert bool((index[0] == -1).all()) and bool(torch.isneginf(score[0]).all())
+    there = torch.zeros(3, 5, dtype=torch.bool)
+    there[1, 2] = True
+    assert torch.equal(torch.isnan(lse[1]), there) and torch.equal(torch.isnan(flow[1, 0]), there)
 
 
 def _tf32(x):

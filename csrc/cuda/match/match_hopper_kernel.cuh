@@ -88,6 +88,7 @@ __device__ __forceinline__ void consume(const HopperArgs& args, hopper::Shared<1
       }
     }
     if (row >= rows) continue;
+    if (args.stream.count_b[strip.image] == 0) mine.clear();  // a NaN of the row times the zeros of no target
     if constexpr (kVariant == Variant::kIndexed) args.best[at] = best.index;
     write_state(args.out, strip.image, args.index_a[at], mine, mine.mean(0), mine.mean(1));
   }

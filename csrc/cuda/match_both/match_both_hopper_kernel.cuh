@@ -80,7 +80,9 @@ __device__ __forceinline__ void finish_rows(const HopperArgs& args, HopperShared
       for (int f = 1; f < strip.fragments; ++f) mine.merge(hopper::load_fragment(args.partial + f * plane + at));
     }
   }
-  if (row < rows) write_state(args.out, strip.image, args.index_a[at], mine, mine.mean(0), mine.mean(1));
+  if (row >= rows) return;
+  if (args.stream.count_b[strip.image] == 0) mine.clear();  // a NaN of the row times the zeros of no target
+  write_state(args.out, strip.image, args.index_a[at], mine, mine.mean(0), mine.mean(1));
 }
 
 template <class T>
