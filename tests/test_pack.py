@@ -66,10 +66,11 @@ def weights(mask, shape):
     if mask is None:
         return np.ones(shape, bool), np.zeros(shape)
     if mask.dtype == bool:
-        return mask, np.zeros(shape)
+        return mask.view(np.uint8) != 0, np.zeros(shape)  # any byte but 0 is allowed
     largest = float(from_bf16(np.array([0x7F7F], np.uint16))[0])
     largest = largest if mask.dtype == np.uint16 else float(np.finfo(mask.dtype).max)
-    w = (from_bf16(mask) if mask.dtype == np.uint16 else mask).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        w = (from_bf16(mask) if mask.dtype == np.uint16 else mask).astype(np.float64)
     allowed = w > 0
     return allowed, np.log(np.where(allowed, np.minimum(w, largest), 1.0))
 
@@ -237,6 +238,74 @@ def test_mask_types(sim, dtype):
     assert abs(out["scale"][0, 0, 1] - np.log(1e-300)) <= 1e-4
 
 
+BITS = {"bool": np.uint8, "float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32, "float64": np.uint64}
+MASK_TYPES = {"bool": bool, "float16": np.float16, "bfloat16": np.uint16, "float32": np.float32, "float64": np.float64}
+
+
+def special_mask(rng, shape, dtype):
+    """Half zeros and special numbers (both signs of each, the numbers next to them), half any bits."""
+    bits = BITS[dtype]
+    top = 8 * bits(0).itemsize - 1
+    infinity = {"bool": 1, "float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF << 52}[dtype]
+    special = np.array([0, 0, 1, 2, infinity - 1, infinity, infinity + 1, 2**top - 1], bits)
+    special = np.concatenate([special, special | bits(1 << top)])
+    anything = rng.integers(0, 2 ** (top + 1), shape, bits)
+    return np.where(rng.random(shape) < 0.5, rng.choice(special, shape), anything).view(MASK_TYPES[dtype])
+
+
+def placed(mask, how):
+    """The values of a mask (B, H, W) elsewhere: `how` elements behind an aligned address, or in other strides."""
+    batch, height, width = mask.shape
+    if how == "rows apart":
+        wide = np.ones((batch, height, width + 3), mask.dtype)
+        wide[..., 2 : 2 + width] = mask
+        return wide[..., 2 : 2 + width]
+    if how == "transposed":
+        return mask.transpose(0, 2, 1).copy().transpose(0, 2, 1)
+    if how == "columns apart":
+        return np.repeat(mask, 2, 2)[..., ::2]
+    buffer = np.ones(mask.size + 64, mask.dtype)
+    first = -buffer.ctypes.data % 64 // mask.itemsize + how
+    out = buffer[first : first + mask.size].reshape(mask.shape)
+    out[...] = mask
+    return out
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_layouts_of_masks(sim, dtype):
+    """Masks that start at aligned addresses and not, of any number of pixels, and in any strides."""
+    rng = np.random.default_rng(12)
+    nothing = np.zeros((3, 1, 1, 1), np.float16)
+    places = [0, 1, 7, 15, "rows apart", "transposed", "columns apart"]
+    for k, size in enumerate([(1, 1), (1, 15), (15, 1), (15, 15), (32, 32), (33, 31), (3, 347), (347, 3), (25, 49)]):
+        fa = features(rng, (3, 1, *size), "float16")
+        for place in [0, places[1:4][k % 3], places[4:][k % 3], places[4:][(k + 1) % 3]]:
+            mask = placed(special_mask(rng, (3, *size), dtype), place)
+            check(sim, fa, nothing, mask, None, "float16", False, single_launch_positions=4096 if k % 2 else 0)
+            if size == (33, 31):
+                check(sim, fa, nothing, mask, None, "float16", False, single_launch_positions=4096)
+
+
+@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize("place", [0, 3])
+def test_layouts_of_large_masks(sim, dtype, place):
+    """More vectors than the threads of a block load at once."""
+    rng = np.random.default_rng(13)
+    size = {"bool": (95, 93), "float16": (71, 70), "bfloat16": (71, 70)}.get(dtype, (51, 50))
+    x, nothing = features(rng, (1, 1, *size), "float16"), np.zeros((1, 1, 1, 1), np.float16)
+    mask = placed(special_mask(rng, (1, *size), dtype), place)
+    check(sim, x, nothing, mask, None, "float16", False, single_launch_positions=10000)
+
+
+def test_every_half(sim):
+    """Every float16 and every bfloat16 number: counting and packing go by one rule."""
+    bits = np.random.default_rng(14).permutation(65536).astype(np.uint16).reshape(16, 64, 64)
+    x = np.zeros((16, 1, 64, 64), np.float16)
+    a, b = check(sim, x, x, bits.view(np.float16), bits, "float16", False)
+    assert a["count"].sum() == 0x7C00
+    assert b["count"].sum() == 0x7F80
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_two_launches(sim, order):
     """Above the limit a masked side is counted first; the results are the same."""
@@ -253,13 +322,15 @@ def test_two_launches(sim, order):
     check(sim, fb, fa, mask_b, mask_a, "bfloat16", single_launch_positions=0)
 
 
-def test_large_mask(sim):
-    """One masked side above the limit that is built in."""
+def test_built_in_limit(sim):
+    """64 x 64 pixels are one launch, more are two."""
     rng = np.random.default_rng(8)
-    fa, fb = features(rng, (1, 1, 130, 127), "float16"), features(rng, (1, 1, 2, 2), "float16")
-    sim.counters(True)
-    check(sim, fa, fb, rng.random((1, 130, 127)) < 0.5, None, "float16")
-    assert sim.counters(False)["launches"] == 2
+    fb = features(rng, (1, 1, 2, 2), "float16")
+    for size, launches in (((64, 64), 1), ((64, 65), 2)):
+        fa = features(rng, (1, 1, *size), "float16")
+        sim.counters(True)
+        check(sim, fa, fb, rng.random((1, *size)) < 0.5, None, "float16")
+        assert sim.counters(False)["launches"] == launches
 
 
 @pytest.mark.parametrize("how", ["planes", "channels_last"])

@@ -71,7 +71,7 @@ BUDGET: dict[str, int] = {
     "match_simple_norm_kernel": 32,
     "normalize_backward_kernel": 48,
     "pack_features_kernel": 128,
-    "pack_tiles_count_kernel": 40,
+    "pack_tiles_count_kernel": 32,
     "pack_tiles_kernel": 64,
     "soft_argmax_backward_kernel": 160,
     "soft_argmax_backward_simple_kernel": 64,

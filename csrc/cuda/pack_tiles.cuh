@@ -18,8 +18,16 @@ namespace cosegflow {
 
 constexpr int64_t kTileRowStep = 256;  // rows of scale and place are valid up to a multiple of it, at least one
 constexpr int64_t kCountSpan = 1024;   // pixels that one block counts, where the allowed pixels are counted first
-// Up to here every block counts the mask itself, which saves a launch.
-constexpr int64_t kSingleLaunchPositions = 16384;
+// Up to here every block counts the mask of its whole image itself, which saves a launch of 2 to 3 us. Both sides
+// masked, B images of N pixels: 2 B N / 32 blocks read 2 B N^2 sizeof(mask) / 32 bytes, which L2 gives at about 9 TB/s
+// (assumed, as all times here; nothing is measured). For B = 8 that is
+//   N = 4096:  8.4 MB or 0.9 us of a bool mask,  34 MB or 3.7 us of a float32 one;
+//   N = 16384: 134 MB or 15 us,                 537 MB or 60 us;
+// and it is a launch, 2.5 us, at N = 6700 and 3400 (at 19000 and 9500 for B = 1). The loop takes 51 instructions a warp
+// for 1024 pixels of bool, 39 for 256 of float32 (SASS of sm_90a): at 4 a clock and multiprocessor 0.9 us and 1.4 us
+// for B = 8, N = 4096. There the mask still hides behind the features, for any B: a block with 256 channels of halves,
+// 0.3 of its pixels allowed, moves 10 KB of features, 2.9 ns of memory at 3.3 TB/s; 16 KB of mask are 1.8 ns of L2.
+constexpr int64_t kSingleLaunchPositions = 4096;
 
 struct Scale {
   float inv_norm, log_weight;

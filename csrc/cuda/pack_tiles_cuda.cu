@@ -27,6 +27,7 @@ struct PackSide {
   TileSide<T> out;
   ExcludedOutputs excluded;
   Layout layout;
+  CountedMask mask;
   bool counted;  // span_count holds the counts
 };
 
@@ -42,21 +43,19 @@ struct PackArgs {
 template <class T>
 __device__ __forceinline__ AllowedCount count_image(const PackSide<T>& side, int64_t b, int p0, int positions,
                                                     int (&sums)[2][kWarps]) {
-  const View3& mask = side.source.mask;
-  if (mask.data == nullptr) return {p0, positions};
-  const int width = static_cast<int>(side.source.width);
-  AllowedCount count;
+  if (side.source.mask.data == nullptr) return {p0, positions};
+  // Where the spans are counted only the pixels of the own span before p0 are left.
+  const int own = p0 / static_cast<int>(kCountSpan);
+  const int begin = side.counted ? own * static_cast<int>(kCountSpan) : 0, end = side.counted ? p0 : positions;
+  AllowedCount count = count_allowed(side.mask, b, begin, end, p0);
   if (side.counted) {
-    const int spans = static_cast<int>(ceil_div(positions, kCountSpan)), own = p0 / static_cast<int>(kCountSpan);
-    const int begin = own * static_cast<int>(kCountSpan);
+    const int spans = static_cast<int>(ceil_div(positions, kCountSpan));
+    count.total = 0;
     for (int s = static_cast<int>(threadIdx.x); s < spans; s += kThreads) {
       const int n = side.out.span_count[b * spans + s];
       count.total += n;
       if (s < own) count.before += n;
     }
-    count.before += count_allowed(mask, b, width, begin, p0, p0).total;
-  } else {
-    count = count_allowed(mask, b, width, 0, positions, p0);
   }
   count.before = warp_reduce_sum(count.before), count.total = warp_reduce_sum(count.total);
   if (threadIdx.x % 32 == 0) {
@@ -70,12 +69,13 @@ __device__ __forceinline__ AllowedCount count_image(const PackSide<T>& side, int
   return count;
 }
 
-__device__ __forceinline__ void store(const View3& v, int64_t b, int y, int x, float value) {
+__device__ __forceinline__ void store(const View3& v, int64_t b, unsigned y, unsigned x, float value) {
   if (v.data == nullptr) return;
   static_cast<float*>(v.data)[b * v.stride[0] + y * v.stride[1] + x * v.stride[2]] = value;
 }
 
-__device__ __forceinline__ void write_excluded(const ExcludedOutputs& out, int64_t b, int y, int x, int64_t at) {
+__device__ __forceinline__ void write_excluded(const ExcludedOutputs& out, int64_t b, unsigned y, unsigned x,
+                                               int64_t at) {
   if (out.flow.data != nullptr) {
     const View4& v = out.flow;
     float* const flow = static_cast<float*>(v.data) + b * v.stride[0] + y * v.stride[2] + x * v.stride[3];
@@ -216,17 +216,20 @@ __global__ void __launch_bounds__(kThreads, 4) pack_tiles_kernel(const __grid_co
   const TileSource& source = side.source;
   const TileSide<T>& out = side.out;
   const int positions = static_cast<int>(out.positions), width = static_cast<int>(source.width);
-  const int tiles = (positions + kTileRows - 1) / kTileRows, tile = block % tiles;
-
-  const int b = block / tiles, p0 = tile * kTileRows;
+  const int tiles = (positions + kTileRows - 1) / kTileRows, b = block / tiles, p0 = block % tiles * kTileRows;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int pixel = p0 + lane, y = pixel / width, x = pixel % width;
+  const int pixel = p0 + lane;
+  const unsigned y = static_cast<unsigned>(pixel) / width, x = static_cast<unsigned>(pixel) % width;
   MaskWeight<float> weight = excluded_weight<float>();
   if (pixel < positions) weight = mask_weight<float>(source.mask, b, y, x);
-  const bool is_row = weight.weight > 0;
   PackBlock<S, T, kTerms> pack{side, b, lane, warp, {}, {}, {}};
-  pack.allowed = __ballot_sync(kAllLanes, is_row);
+  pack.allowed = __ballot_sync(kAllLanes, weight.weight > 0);
+  const bool is_row = (pack.allowed >> lane & 1) != 0;
   pack.offset = y * source.features.stride[2] + x * source.features.stride[3];
+  // Before the features are on their way: it needs registers of its own.
+  if (warp == 1 && pixel < positions && !is_row) {
+    write_excluded(side.excluded, b, y, x, b * out.positions + pixel);
+  }
   pack.by_layout([&](auto layout) { pack.template load_first<decltype(layout)::value>(); });
 
   const AllowedCount count = count_image(side, b, p0, positions, sums);
@@ -250,10 +253,7 @@ __global__ void __launch_bounds__(kThreads, 4) pack_tiles_kernel(const __grid_co
     out.place[b * out.pitch + row] = place;
     out.scale[b * out.pitch + row].log_weight = weight.log_weight;  // the norm follows
   }
-  if (warp == 1 && pixel < positions && !is_row) {
-    write_excluded(side.excluded, b, y, x, b * out.positions + pixel);
-  }
-  if (tile == tiles - 1) {
+  if (p0 + kTileRows >= positions) {
     if (threadIdx.x == 0) out.count[b] = count.total;
     const int beyond = positions + static_cast<int>(threadIdx.x);  // rows that no pixel is left for: fewer than 256
     if (beyond < end) {
@@ -313,8 +313,7 @@ Status launch_count(const TileSource* const (&source)[2], const TileSide<T>* con
   CountArgs args;
   int64_t blocks[2];
   for (int i = 0; i < 2; ++i) {
-    args.side[i] = {source[i]->mask, static_cast<int>(side[i]->positions), static_cast<int>(source[i]->width),
-                    side[i]->span_count};
+    args.side[i] = {counted_mask(*source[i]), static_cast<int>(side[i]->positions), side[i]->span_count};
     blocks[i] = counted[i] ? side[i]->batch * ceil_div(side[i]->positions, kCountSpan) : 0;
   }
   args.blocks_a = static_cast<int>(blocks[0]);
@@ -367,11 +366,12 @@ Status pack_tiles(const TileSource& a_source, const TileSource& b_source, const 
     const TileSide<T>* const sides[2] = {&a, &b};
     if (Status s = launch_count(sources, sides, counted, stream); !s.ok()) return s;
   }
-  const PackArgs<T> args{{{a_source, a, extras.a, layout_of(a_source, a.batch, a.channels), counted[0]},
-                          {b_source, b, extras.b, layout_of(b_source, b.batch, b.channels), counted[1]}},
-                         static_cast<int>(blocks_a),
-                         extras.counters,
-                         extras.counter_count};
+  const PackArgs<T> args{
+      {{a_source, a, extras.a, layout_of(a_source, a.batch, a.channels), counted_mask(a_source), counted[0]},
+       {b_source, b, extras.b, layout_of(b_source, b.batch, b.channels), counted_mask(b_source), counted[1]}},
+      static_cast<int>(blocks_a),
+      extras.counters,
+      extras.counter_count};
   const int terms = static_cast<int>(a.depth / round_up(a.channels, 8));
   return launch_pack(a_source.features.dtype, terms, args, static_cast<unsigned>(blocks_a + blocks_b), stream);
 }

@@ -71,10 +71,10 @@ struct PlaneReader {
         r[0] = pair.word[0], r[1] = pair.word[1];
       } else {
 #pragma unroll
-        for (int k = 0; k < kRaw; ++k) {
-          if (allowed[k % 2] && c + k / 2 < channels) {
-            r[k] = bits_of(from[k % 2 * to_second + k / 2 * channel_stride]);
-          }
+        for (int k = 0; k < kRaw / 2; ++k) {
+          if (c + k >= channels) continue;
+          if (allowed[0]) r[2 * k] = bits_of(from[k * channel_stride]);
+          if (allowed[1]) r[2 * k + 1] = bits_of(from[to_second + k * channel_stride]);
         }
       }
     }
