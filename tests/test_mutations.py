@@ -82,6 +82,7 @@ COMMON = "csrc/cuda/match/match_common.cuh"
 BOTH_FORWARD = "csrc/cuda/match_both/match_both_forward_kernel.cuh"
 BOTH_HOST = "csrc/cuda/match_both/match_both_forward_cuda.cu"
 BOTH_GRADIENT = "csrc/cuda/match_both/match_both_gradient_kernel.cuh"
+BOTH_SOFTMAX = "csrc/cuda/match_both/both_softmax.cuh"
 BOTH_HOPPER_KERNEL = "csrc/cuda/match_both/match_both_hopper_kernel.cuh"
 BOTH_HOPPER_HOST = "csrc/cuda/match_both/match_both_hopper_cuda.cu"
 TRANSFER_TILE = "csrc/cuda/transfer/transfer_tile_kernels.cuh"
@@ -232,8 +233,12 @@ BUGS = [
          ""),
     )),
     *(Bug(name, file, old, new, op="match_both", snippet=BOTH_HOPPER) for name, file, old, new in (
-        ("a lane keeps another lane's column", "csrc/cuda/match_both/column_softmax.cuh", "column(lane / 4) + c0 * 4",
-         "column(lane / 4 ^ 1) + c0 * 4"),
+        ("a lane keeps another lane's column", BOTH_SOFTMAX, "column(lane / 4) + g * 32",
+         "column(lane / 4 ^ 1) + g * 32"),
+        ("sums left relative to the last tile's base", BOTH_SOFTMAX, "make_relative(r, peak[r], common);",
+         "state_[r].peak = peak[r], base_[r] = common.base;"),
+        ("a column's sums left relative to the tile's peak", BOTH_SOFTMAX,
+         "if constexpr (kCommon) mine.raise(column_peak[g]);", "if constexpr (kCommon) mine.peak = column_peak[g];"),
         ("merged before all warps have reduced their rows", BOTH_HOPPER_KERNEL,
          "      named_barrier_sync(1 + ring.number(), 128);\n      if (thread", "      if (thread"),
         ("both warpgroups write the same half row tile", BOTH_HOPPER_KERNEL,
@@ -247,6 +252,8 @@ BUGS = [
         ("the weight of a column left in its lse", BOTH_HOPPER_HOST, "ColumnState::log_sum_exp() - log_weight",
          "ColumnState::log_sum_exp()"),
     )),
+    Bug("one exponential for peaks far apart", BOTH_SOFTMAX, "if (__all_sync(0xffffffffu, near)) {", "if (true) {",
+        op="match_both", test="tests/test_match_both_hopper.py::test_peaks_far_apart[hostsim-none-300.0]"),
 ]  # fmt: skip
 
 

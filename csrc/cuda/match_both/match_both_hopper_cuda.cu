@@ -23,26 +23,20 @@ __global__ void __launch_bounds__(256)
   rows[i] = static_cast<int>(left < 0 ? 0 : (left < chunk_rows ? left : chunk_rows));
 }
 
-// The match of a column, whose logits all had the column's own weight in them.
-struct Match : ColumnState {
-  float log_weight;
-  __device__ __forceinline__ float log_sum_exp() const { return ColumnState::log_sum_exp() - log_weight; }
-};
-
 struct ColumnArgs {
   match_cuda::Outputs out;
   const int *rows, *count, *index;  // (images): of a in this chunk, of b; (images, Nb)
   const Scale* scale;               // (images, pitch)
   int64_t pitch;
-  int halves;                // of row tiles
-  const ColumnState* state;  // (images, halves, pitch)
-  ColumnState* all;          // (images, pitch): over the chunks before this one; used where there are several
-  bool first, last;          // of the chunks
+  int halves;          // of row tiles
+  const State* state;  // (images, halves, pitch)
+  State* all;          // (images, pitch): over the chunks before this one; used where there are several
+  bool first, last;    // of the chunks
 };
 
 __global__ void __launch_bounds__(256) match_both_hopper_columns_kernel(ColumnArgs args) {
   constexpr int kParts = 8;
-  using Parts = ColumnState[kParts][32];
+  using Parts = State[kParts][32];
   CSF_SHARED(Parts, parts);
   const int64_t groups = (args.out.positions + 31) / 32, image = blockIdx.x / groups;
   const int lane = static_cast<int>(threadIdx.x) % 32, part = static_cast<int>(threadIdx.x) / 32;
@@ -51,7 +45,7 @@ __global__ void __launch_bounds__(256) match_both_hopper_columns_kernel(ColumnAr
   const bool live = column < args.count[image];
   const int halves = (args.rows[image] + hopper::kWarpgroupRows - 1) / hopper::kWarpgroupRows;
   const int each = (halves + kParts - 1) / kParts, end = min(halves, (part + 1) * each);
-  ColumnState state;
+  State state;
   state.clear();
   if (live) {
     for (int half = part * each; half < end; ++half) {
@@ -63,7 +57,7 @@ __global__ void __launch_bounds__(256) match_both_hopper_columns_kernel(ColumnAr
   if (part != 0 || !live) return;
   Match all;
   all.clear();
-  ColumnState* const before = args.all + image * args.pitch + column;
+  State* const before = args.all + image * args.pitch + column;
   if (!args.first) all.merge(*before);
 #pragma unroll
   for (int p = 0; p < kParts; ++p) all.merge(parts[p][lane]);
@@ -93,7 +87,7 @@ struct HopperSpace {
     a = take_tile_side<T>(arena, p.batch, na, p.channels, terms);
     b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms);
     const int64_t row_tiles = ceil_div(na, hopper::kRows), col_tiles = ceil_div(nb, hopper::kCols);
-    const int64_t tile_bytes = p.batch * 2 * b.pitch * static_cast<int64_t>(sizeof(ColumnState));
+    const int64_t tile_bytes = p.batch * 2 * b.pitch * static_cast<int64_t>(sizeof(State));
     const int64_t fit = static_cast<int64_t>(p.chunk_bytes == 0 ? kDefaultChunkBytes : p.chunk_bytes) / tile_bytes;
     chunk_tiles = fit < 1 ? 1 : (fit < row_tiles ? fit : row_tiles);
     chunks = static_cast<int>(ceil_div(row_tiles, chunk_tiles));
@@ -117,8 +111,8 @@ struct HopperSpace {
     args.place_a = a.place;
     args.counters = {arena.take<int>(chunks * counters), static_cast<int>(chunk_tiles)};
     args.positions_a = na, args.index_a = a.index;
-    args.partial = arena.take<RowState>(fragments * p.batch * na);
-    args.columns = arena.take<ColumnState>(p.batch * 2 * chunk_tiles * b.pitch);
+    args.partial = arena.take<State>(fragments * p.batch * na);
+    args.columns = arena.take<State>(p.batch * 2 * chunk_tiles * b.pitch);
     args.out = match_cuda::outputs_of(a_to_b(p));
     columns = {match_cuda::outputs_of(b_to_a(p)),
                args.stream.count_a,
@@ -128,7 +122,7 @@ struct HopperSpace {
                b.pitch,
                static_cast<int>(2 * chunk_tiles),
                args.columns,
-               chunks == 1 ? nullptr : arena.take<ColumnState>(p.batch * b.pitch),
+               chunks == 1 ? nullptr : arena.take<State>(p.batch * b.pitch),
                true,
                chunks == 1};
     bytes = arena.bytes();

@@ -1,16 +1,16 @@
 // match_both forward on Hopper: match's pipeline (match/match_hopper_kernel.cuh), where each tile of scores feeds two
-// online softmaxes in the registers that it was accumulated in: of its rows, then of its columns.
+// online softmaxes in the registers that it was accumulated in: of its rows and of its columns.
 //
 // Block: as there, a run of tiles of 256 x 128; a producer warp and two consumer warpgroups of 128 rows each.
 // Registers: 128 accumulators a consumer thread; the states of its 4 rows, and their weights and places as targets.
 // Shared memory: the ring and the columns' numbers, then for each warp a state of each column: 4 warps are merged in
 //   order, by one thread a column, and written: 16 bytes a column and 128 rows, 1/8 byte a score.
 // Pipeline: match's. The softmaxes of one warpgroup run under the products of the other.
-// A score costs 2 C FLOPs of the tensor cores, as one of match, and in the softmaxes 20 instructions, two of them
-//   exponentials: 8 for the row, 9.5 for the column (column_softmax.cuh), 0.6 for the merge of the warps, the rest for
-//   bases and columns' numbers. Predicted: 0.155 clocks of a multiprocessor, of which the special-function unit is busy
-//   0.13: bound by the softmaxes for C < 320, by the tensor cores (C / 2048 clocks) above. Two calls of match take
-//   twice max(0.07, C / 2048).
+// A score costs 2 C FLOPs of the tensor cores, as one of match, and in both softmaxes together 17.5 instructions, one
+// of
+//   them an exponential (both_softmax.cuh; 20 and two where rows or columns of a tile are far apart). Predicted: 0.137
+//   clocks of a multiprocessor, of which the special-function unit is busy 0.07: bound by the softmaxes for C < 280, by
+//   the tensor cores (C / 2048 clocks) above. Two calls of match take twice max(0.07, C / 2048).
 // Fraction of the limit reached: not measured yet.
 // A row tile may be in fragments, but each (half a row tile, column) has one writer: the columns need no atomics.
 #pragma once
@@ -18,18 +18,20 @@
 #include "hopper/fragments.cuh"
 #include "hopper/parked_line.cuh"
 #include "hopper/pipeline.cuh"
-#include "hopper/row_softmax.cuh"
 #include "match/match_outputs.cuh"
-#include "match_both/column_softmax.cuh"
+#include "match_both/both_softmax.cuh"
 
 namespace cosegflow::match_both_cuda {
 
-using Rows = hopper::RowSoftmax<1, hopper::Variant::kPlain>;
-using RowState = Rows::State;
+// A match, all of whose logits had the pixel's own weight in them.
+struct Match : State {
+  float log_weight;
+  __device__ __forceinline__ float log_sum_exp() const { return State::log_sum_exp() - log_weight; }
+};
 
 struct HopperShared {
   hopper::Shared<1> ring;
-  ColumnState columns[2][4][hopper::kCols];  // of a warpgroup, of a warp
+  State columns[2][4][hopper::kCols];  // of a warpgroup, of a warp
   hopper::ParkedLine lines[hopper::kConsumerWarps];
 };
 static_assert(sizeof(HopperShared) <= 227 * 1024, "a block has 227 KB of shared memory");
@@ -40,23 +42,23 @@ struct HopperArgs {
   hopper::RowArgs rows;
   const Place* place_a;  // (B, pitch_a)
   hopper::FragmentCounters counters;
-  int64_t positions_a;   // rows that an image has room for
-  const int* index_a;    // (B, Na)
-  RowState* partial;     // (fragments, B, Na)
-  ColumnState* columns;  // (B, 2 row tiles, pitch_b)
+  int64_t positions_a;  // rows that an image has room for
+  const int* index_a;   // (B, Na)
+  State* partial;       // (fragments, B, Na)
+  State* columns;       // (B, 2 row tiles, pitch_b)
   match_cuda::Outputs out;
 };
 
 // The states of a column of all warps of the warpgroup, in order.
-__device__ __forceinline__ ColumnState merge_warps(const ColumnState (&states)[4][hopper::kCols], int column) {
-  ColumnState all = states[0][column];
+__device__ __forceinline__ State merge_warps(const State (&states)[4][hopper::kCols], int column) {
+  State all = states[0][column];
   float peak = all.peak;
 #pragma unroll
   for (int w = 1; w < 4; ++w) peak = max_of(peak, states[w][column].peak);
   all.raise(peak);
 #pragma unroll
   for (int w = 1; w < 4; ++w) {
-    ColumnState other = states[w][column];
+    State other = states[w][column];
     other.raise(peak);
     all.total += other.total, all.value[0] += other.value[0], all.value[1] += other.value[1];
   }
@@ -64,11 +66,10 @@ __device__ __forceinline__ ColumnState merge_warps(const ColumnState (&states)[4
 }
 
 // The warpgroup's rows of a strip.
-__device__ __forceinline__ void finish_rows(const HopperArgs& args, HopperShared& shared, int number, Rows& row_softmax,
-                                            const hopper::Strip& strip) {
-  RowState mine;
-  Rows::Best best;
-  row_softmax.finish(mine, best);
+__device__ __forceinline__ void finish_rows(const HopperArgs& args, HopperShared& shared, int number,
+                                            BothSoftmax& softmax, const hopper::Strip& strip) {
+  Match mine;
+  softmax.finish(mine);
   const int64_t first = static_cast<int64_t>(strip.row_tile) * hopper::kRows + number * hopper::kWarpgroupRows;
   const int row = hopper::ThreadTile::own_row(), rows = strip.rows - number * hopper::kWarpgroupRows;
   const int64_t plane = args.stream.images * args.positions_a, at = strip.image * args.positions_a + first + row;
@@ -76,12 +77,13 @@ __device__ __forceinline__ void finish_rows(const HopperArgs& args, HopperShared
     if (row < rows) args.partial[strip.fragment * plane + at] = mine;
     if (!hopper::last_fragment(args.counters, strip, number, shared.ring.last[number])) return;
     if (row < rows) {
-      mine = hopper::load_fragment(args.partial + at);
+      static_cast<State&>(mine) = hopper::load_fragment(args.partial + at);
       for (int f = 1; f < strip.fragments; ++f) mine.merge(hopper::load_fragment(args.partial + f * plane + at));
     }
   }
   if (row >= rows) return;
   if (args.stream.count_b[strip.image] == 0) mine.clear();  // a NaN of the row times the zeros of no target
+  mine.log_weight = args.rows.scale_a[strip.image * args.rows.pitch_a + first + row].log_weight;
   write_state(args.out, strip.image, args.index_a[at], mine, mine.mean(0), mine.mean(1));
 }
 
@@ -91,9 +93,8 @@ __device__ __forceinline__ void consume(const HopperArgs& args, HopperShared& sh
   const int thread = static_cast<int>(threadIdx.x) % 128;
   hopper::ParkedLine& line = shared.lines[threadIdx.x / 32 - 4];
   line.start(start);
-  ColumnState(&states)[4][hopper::kCols] = shared.columns[ring.number()];
-  Rows row_softmax;
-  ColumnSoftmax column_softmax;
+  State(&states)[4][hopper::kCols] = shared.columns[ring.number()];
+  BothSoftmax softmax;
   while (line.next()) {
     const hopper::Strip strip = line.strip();
     const int rows = strip.rows - ring.number() * hopper::kWarpgroupRows;
@@ -107,24 +108,21 @@ __device__ __forceinline__ void consume(const HopperArgs& args, HopperShared& sh
     }
     const int half = strip.row_tile * 2 + ring.number();
     const int64_t first = static_cast<int64_t>(half) * hopper::kWarpgroupRows;
-    row_softmax.begin(args.rows, strip.image, first, rows);
-    column_softmax.begin(args.rows.scale_a + strip.image * args.rows.pitch_a + first,
-                         args.place_a + strip.image * args.rows.pitch_a + first);
-    ColumnState* columns =
-        args.columns + (static_cast<int64_t>(strip.image) * 2 * args.counters.row_tiles + half) * args.stream.pitch_b +
-        strip.first * static_cast<int64_t>(hopper::kCols) + thread;
+    softmax.begin(args.rows, args.place_a, strip.image, first);
+    State* columns = args.columns +
+                     (static_cast<int64_t>(strip.image) * 2 * args.counters.row_tiles + half) * args.stream.pitch_b +
+                     strip.first * static_cast<int64_t>(hopper::kCols) + thread;
     for (int tile = strip.first; tile < strip.end; ++tile, columns += hopper::kCols) {
       hopper::ThreadTile::Accumulators acc;
       ring.multiply(acc);
-      row_softmax.add(acc, ring.columns(), tile);
-      ring.end_tile();
       const int live = args.stream.count_b[line.strip().image] - tile * hopper::kCols;
-      column_softmax.reduce(acc, states[thread / 32], live);
+      softmax.add(acc, ring.columns(), states[thread / 32], live);
+      ring.end_tile();
       named_barrier_sync(1 + ring.number(), 128);
       if (thread < live) *columns = merge_warps(states, thread);
       named_barrier_sync(1 + ring.number(), 128);  // the next tile's states are written
     }
-    finish_rows(args, shared, ring.number(), row_softmax, line.strip());
+    finish_rows(args, shared, ring.number(), softmax, line.strip());
   }
 }
 
