@@ -68,6 +68,7 @@ class Ours:
     """Seconds that the parts of a call take at the limit of a unit each."""
 
     pack: float
+    """Bytes of device memory: packing and, in match_both, the states of columns."""
     product: float
     softmax: float
     shared: float
@@ -101,6 +102,8 @@ def ours(case: Case, work: str = "match", precision: str = "highest", gpu: Gpu =
     scores = ROWS * COLUMNS
     size = 4 if case.dtype == "float32" else 2
     packed = case.batch * sum(pixels) * (case.channels * size + depth * 2)
+    if work == "match_both":  # a state of 16 bytes for each column and 128 rows, written and read
+        packed += 2 * 16 * case.batch * ceil(pixels[0] / 128) * pixels[1]
     softmax = max(INSTRUCTIONS[work] / gpu.instructions, EXPONENTIALS[work] / gpu.exponentials)
     slab_bytes = 2 * DEPTH * (COLUMNS + (ROWS if slabs > RESIDENT else 0))  # that a tile moves
     operand_bytes = 2 * DEPTH * (ROWS + ROWS // 64 * COLUMNS)  # each product of 64 rows reads all columns
