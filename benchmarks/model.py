@@ -118,7 +118,7 @@ def ours(case: Case, work: str = "match", precision: str = "highest", gpu: Gpu =
 
 
 def eager(case: Case, score_bytes: int, passes: int = 4, gpu: Gpu = H200) -> float:
-    """Seconds of a product and passes over its volume: one writes it, softmax reads and writes, one reads it at last."""
+    """Seconds of a product and passes over its volume: one writes it, softmax reads and writes, the last one reads."""
     scores = case.batch * case.a[0] * case.a[1] * case.b[0] * case.b[1]
     rate = gpu.float32_flops if case.dtype == "float32" else gpu.half_flops
     return gpu.seconds(2 * scores * case.channels / rate) + passes * score_bytes * scores / gpu.bandwidth
