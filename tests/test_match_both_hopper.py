@@ -115,7 +115,7 @@ def test_bits_do_not_depend_on_the_order(name):
 @pytest.mark.parametrize("beta", [40.0, 80.0, 300.0])
 @pytest.mark.parametrize("kind", ["none", "weights"])
 def test_peaks_far_apart(run, kind, beta):
-    """One exponential serves rows and columns of a part of a tile, or none does: some columns and rows lie far below."""
+    """One exponential serves rows and columns of a part of a tile, or none does: some lie far below the others."""
     fa, fb = features(2, 24, 20, 31, 27, 19, torch.float16)
     fa, fb = fa + 2, fb + 2
     fb[:, :, :9] *= -1

@@ -25,7 +25,7 @@ def test_a_changed_document_is_noticed(tmp_path):
 
 
 def test_counts_by_hand():
-    """4096 tiles on 132 multiprocessors are 32 for some; 512 FLOP a score; 2 x 8 x 4096 x 256 halves, read and written."""
+    """4096 tiles on 132 multiprocessors are 32 for some; 512 FLOP a score; 2 x 8 x 4096 x 256 halves in and out."""
     mine = model.ours(CASE)
     assert mine.product == pytest.approx(32 * 132 * 256 * 128 * 512 / 989.4e12, rel=1e-3)
     assert mine.shared == pytest.approx(32 * (4 * (96 + 16) + 128) * 1024 / 128 / 1.83e9)

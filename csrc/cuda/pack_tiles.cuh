@@ -55,6 +55,11 @@ struct TileSide {
   int* span_count = nullptr;  // (B, ceil(positions / kCountSpan)): allowed pixels of a span, between the two launches
 };
 
+// How many numbers of 16 bits one feature becomes: float32 at precision "high" is hi + lo.
+inline int terms_of(DType features, Precision precision) {
+  return features == DType::kFloat32 && precision == Precision::kHigh ? 3 : 1;
+}
+
 template <class T>
 TileSide<T> take_tile_side(Arena& arena, int64_t batch, int64_t positions, int64_t channels, int terms) {
   TileSide<T> s;

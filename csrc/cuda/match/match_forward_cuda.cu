@@ -85,8 +85,8 @@ struct ForwardSpace {
     Arena arena(base);
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
     if constexpr (sizeof(T) == 2) {
-      a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p));
-      b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p));
+      a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p.fa.dtype, p.precision));
+      b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p.fa.dtype, p.precision));
     } else {
       a = take_packed_side<T>(arena, p.batch, na, p.channels);
       b = take_packed_side<T>(arena, p.batch, nb, p.channels);

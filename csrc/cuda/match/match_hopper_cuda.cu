@@ -7,6 +7,7 @@
 #include <climits>
 
 #include "entry_checks.cuh"
+#include "hopper/operands.cuh"
 #include "match/match_common.cuh"
 #include "match/match_hopper_kernel.cuh"
 #include "match/match_pack.cuh"
@@ -52,8 +53,8 @@ struct HopperSpace {
   HopperSpace(const MatchParams& p, void* base) {
     Arena arena(base);
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
-    a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p));
-    b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p));
+    a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p.fa.dtype, p.precision));
+    b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p.fa.dtype, p.precision));
     const int64_t row_tiles = ceil_div(na, hopper::kRows), col_tiles = ceil_div(nb, hopper::kCols);
     const int64_t tiles = p.batch * row_tiles * col_tiles, sms = multiprocessors();
     blocks = static_cast<int>(tiles < sms ? tiles : sms);
@@ -78,10 +79,9 @@ struct HopperSpace {
 };
 
 template <class T, Variant kVariant>
-Status launch_match(const HopperSpace<T>& space, const HopperArgs& args, const TensorMap& map_a, const TensorMap& map_b,
-                    Stream stream) {
+Status launch_match(const HopperSpace<T>& space, const HopperArgs& args, const hopper::Maps& maps, Stream stream) {
   return launch_hopper(&match_hopper_kernel<T, kVariant>, dim3(static_cast<unsigned>(space.blocks)),
-                       dim3(hopper::kThreads), sizeof(hopper::Shared<1>), stream, map_a, map_b, args);
+                       dim3(hopper::kThreads), sizeof(hopper::Shared<1>), stream, maps.a, maps.b, args);
 }
 
 template <class T>
@@ -90,18 +90,11 @@ Status forward(const MatchParams& p, void* workspace, Stream stream) {
   HopperArgs args = space.args;
   if (Status s = pack_match(p, space.a, space.b, args.counters.counters, 2 * space.counters, stream); !s.ok()) return s;
 
-  TensorMap map_a, map_b;
-  if (Status s = make_tensor_map(map_a, space.a.features, space.a.depth, space.a.positions, p.batch, hopper::kRows);
-      !s.ok()) {
-    return s;
-  }
-  if (Status s = make_tensor_map(map_b, space.b.features, space.b.depth, space.b.positions, p.batch, hopper::kCols);
-      !s.ok()) {
-    return s;
-  }
-  if (p.index == nullptr) return launch_match<T, Variant::kPlain>(space, args, map_a, map_b, stream);
+  hopper::Maps maps;
+  if (Status s = hopper::make_maps(maps, space.a, space.b); !s.ok()) return s;
+  if (p.index == nullptr) return launch_match<T, Variant::kPlain>(space, args, maps, stream);
 
-  if (Status s = launch_match<T, Variant::kIndexed>(space, args, map_a, map_b, stream); !s.ok()) return s;
+  if (Status s = launch_match<T, Variant::kIndexed>(space, args, maps, stream); !s.ok()) return s;
   const int64_t blocks = ceil_div(p.batch * space.a.positions, 8);
   if (blocks > INT32_MAX) return {"match: too many source pixels for one launch"};
   if (Status s = launch(&match_hopper_score_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream,
@@ -111,23 +104,17 @@ Status forward(const MatchParams& p, void* workspace, Stream stream) {
   }
   if (!(p.kernel_sigma > 0)) return {};
   args.counters.counters += space.counters;
-  return launch_match<T, Variant::kWindowed>(space, args, map_a, map_b, stream);
-}
-
-// Calls body(tag) with the type of the packed halves.
-template <class Body>
-auto dispatch_packed(const MatchParams& p, const Body& body) {
-  return p.fa.dtype == DType::kFloat16 ? body(Half{}) : body(BFloat16{});
+  return launch_match<T, Variant::kWindowed>(space, args, maps, stream);
 }
 
 }  // namespace
 
 size_t hopper_forward_bytes(const MatchParams& p) {
-  return dispatch_packed(p, [&](auto tag) { return HopperSpace<decltype(tag)>(p, nullptr).bytes; });
+  return hopper::dispatch_packed(p, [&](auto tag) { return HopperSpace<decltype(tag)>(p, nullptr).bytes; });
 }
 
 Status hopper_forward(const MatchParams& p, void* workspace, Stream stream) {
-  return dispatch_packed(p, [&](auto tag) { return forward<decltype(tag)>(p, workspace, stream); });
+  return hopper::dispatch_packed(p, [&](auto tag) { return forward<decltype(tag)>(p, workspace, stream); });
 }
 
 }  // namespace cosegflow::match_cuda

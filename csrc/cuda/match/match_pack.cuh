@@ -6,11 +6,6 @@
 
 namespace cosegflow::match_cuda {
 
-// How many numbers of 16 bits one feature becomes: float32 at precision "high" is hi + lo (pack_tiles.cuh).
-inline int terms_of(const MatchParams& p) {
-  return p.fa.dtype == DType::kFloat32 && p.precision == Precision::kHigh ? 3 : 1;
-}
-
 // `counters` are set to 0.
 template <class T>
 Status pack_match(const MatchParams& p, const TileSide<T>& a, const TileSide<T>& b, int* counters,

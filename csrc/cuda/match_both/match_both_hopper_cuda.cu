@@ -7,6 +7,7 @@
 // chunk_rows: one thread an image and chunk.
 // Fractions of the limit reached: not measured yet.
 #include "entry_checks.cuh"
+#include "hopper/operands.cuh"
 #include "match_both/match_both_common.cuh"
 #include "match_both/match_both_hopper_kernel.cuh"
 #include "pack_tiles.cuh"
@@ -83,7 +84,7 @@ struct HopperSpace {
   HopperSpace(const MatchBothParams& p, void* base) {
     Arena arena(base);
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
-    const int terms = p.fa.dtype == DType::kFloat32 && p.precision == Precision::kHigh ? 3 : 1;
+    const int terms = terms_of(p.fa.dtype, p.precision);
     a = take_tile_side<T>(arena, p.batch, na, p.channels, terms);
     b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms);
     const int64_t row_tiles = ceil_div(na, hopper::kRows), col_tiles = ceil_div(nb, hopper::kCols);
@@ -154,15 +155,8 @@ Status forward(const MatchBothParams& p, void* workspace, Stream stream) {
     }
   }
 
-  TensorMap map_a, map_b;
-  if (Status s = make_tensor_map(map_a, space.a.features, space.a.depth, space.a.positions, p.batch, hopper::kRows);
-      !s.ok()) {
-    return s;
-  }
-  if (Status s = make_tensor_map(map_b, space.b.features, space.b.depth, space.b.positions, p.batch, hopper::kCols);
-      !s.ok()) {
-    return s;
-  }
+  hopper::Maps maps;
+  if (Status s = hopper::make_maps(maps, space.a, space.b); !s.ok()) return s;
   for (int chunk = 0; chunk < space.chunks; ++chunk) {
     const int64_t row = chunk * space.chunk_tiles * hopper::kRows;
     HopperArgs args = space.args;
@@ -173,7 +167,7 @@ Status forward(const MatchBothParams& p, void* workspace, Stream stream) {
     args.counters.counters += chunk * space.counters;
     columns.first = chunk == 0, columns.last = chunk == space.chunks - 1;
     if (Status s = launch_hopper(&match_both_hopper_kernel<T>, dim3(static_cast<unsigned>(space.blocks)),
-                                 dim3(hopper::kThreads), sizeof(HopperShared), stream, map_a, map_b, args);
+                                 dim3(hopper::kThreads), sizeof(HopperShared), stream, maps.a, maps.b, args);
         !s.ok()) {
       return s;
     }
@@ -186,20 +180,14 @@ Status forward(const MatchBothParams& p, void* workspace, Stream stream) {
   return {};
 }
 
-// Calls body(tag) with the type of the packed halves.
-template <class Body>
-auto dispatch_packed(const MatchBothParams& p, const Body& body) {
-  return p.fa.dtype == DType::kFloat16 ? body(Half{}) : body(BFloat16{});
-}
-
 }  // namespace
 
 size_t hopper_forward_bytes(const MatchBothParams& p) {
-  return dispatch_packed(p, [&](auto tag) { return HopperSpace<decltype(tag)>(p, nullptr).bytes; });
+  return hopper::dispatch_packed(p, [&](auto tag) { return HopperSpace<decltype(tag)>(p, nullptr).bytes; });
 }
 
 Status hopper_forward(const MatchBothParams& p, void* workspace, Stream stream) {
-  return dispatch_packed(p, [&](auto tag) { return forward<decltype(tag)>(p, workspace, stream); });
+  return hopper::dispatch_packed(p, [&](auto tag) { return forward<decltype(tag)>(p, workspace, stream); });
 }
 
 }  // namespace cosegflow::match_both_cuda

@@ -14,6 +14,7 @@
 
 #include "common/dispatch.h"
 #include "hopper/eligibility.cuh"
+#include "hopper/operands.cuh"
 #include "mask_weight.cuh"
 #include "pack_tiles.cuh"
 #include "transfer/transfer_common.cuh"
@@ -75,11 +76,6 @@ __global__ void __launch_bounds__(kGatherThreads)
   }
 }
 
-// What the packed halves are made of: the features themselves, or float32 ones as sums of bfloat16.
-int terms_of(const TransferParams& p) {
-  return p.fa.dtype == DType::kFloat32 && p.precision == Precision::kHigh ? 3 : 1;
-}
-
 int planes_of(int64_t values) { return values > 4 ? 4 : (values > 2 ? 2 : 1); }
 
 template <class T>
@@ -96,8 +92,8 @@ struct HopperSpace {
   HopperSpace(const TransferParams& p, void* base) {
     Arena arena(base);
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
-    a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p));
-    b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p));
+    a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p.fa.dtype, p.precision));
+    b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p.fa.dtype, p.precision));
     row_tiles = ceil_div(na, hopper::kRows);
     const int64_t tiles = p.batch * row_tiles * ceil_div(nb, hopper::kCols), sms = multiprocessors();
     blocks = static_cast<int>(tiles < sms ? tiles : sms);
@@ -140,8 +136,8 @@ Status gather(const TransferParams& p, const HopperSpace<T>& space, Stream strea
 
 // The pass-th 8 values.
 template <int kPlanes, class T>
-Status launch_pass(const TransferParams& p, const HopperSpace<T>& space, int64_t pass, const TensorMap& map_a,
-                   const TensorMap& map_b, Stream stream) {
+Status launch_pass(const TransferParams& p, const HopperSpace<T>& space, int64_t pass, const hopper::Maps& maps,
+                   Stream stream) {
   const int64_t first = pass * kMostValues, planes = ceil_div(p.value_channels, 2);
   HopperArgs<kPlanes> args;
   args.stream.count_a = space.a.count, args.stream.count_b = space.b.count;
@@ -161,7 +157,7 @@ Status launch_pass(const TransferParams& p, const HopperSpace<T>& space, int64_t
   args.values = static_cast<int>(p.value_channels - first < kMostValues ? p.value_channels - first : kMostValues);
   args.lse = pass == 0 ? static_cast<float*>(p.lse.data) : nullptr;
   return launch_hopper(&transfer_hopper_kernel<T, kPlanes>, dim3(static_cast<unsigned>(space.blocks)),
-                       dim3(hopper::kThreads), sizeof(HopperShared<kPlanes>), stream, map_a, map_b, args);
+                       dim3(hopper::kThreads), sizeof(HopperShared<kPlanes>), stream, maps.a, maps.b, args);
 }
 
 template <class T>
@@ -175,13 +171,11 @@ Status forward(const TransferParams& p, void* workspace, Stream stream) {
   if (Status s = pack_tiles(source_a, source_b, space.a, space.b, extras, stream); !s.ok()) return s;
   if (Status s = gather(p, space, stream); !s.ok()) return s;
 
-  TensorMap map_a, map_b;
-  const TileSide<T>&a = space.a, &b = space.b;
-  if (Status s = make_tensor_map(map_a, a.features, a.depth, a.positions, p.batch, hopper::kRows); !s.ok()) return s;
-  if (Status s = make_tensor_map(map_b, b.features, b.depth, b.positions, p.batch, hopper::kCols); !s.ok()) return s;
+  hopper::Maps maps;
+  if (Status s = hopper::make_maps(maps, space.a, space.b); !s.ok()) return s;
   for (int64_t pass = 0; pass < space.passes; ++pass) {
     const auto launch_with = [&](auto planes) {
-      return launch_pass<decltype(planes)::value>(p, space, pass, map_a, map_b, stream);
+      return launch_pass<decltype(planes)::value>(p, space, pass, maps, stream);
     };
     Status s;
     switch (planes_of(p.value_channels - pass * kMostValues)) {
@@ -192,12 +186,6 @@ Status forward(const TransferParams& p, void* workspace, Stream stream) {
     if (!s.ok()) return s;
   }
   return {};
-}
-
-// Calls body(tag) with the type of the packed halves.
-template <class Body>
-auto dispatch_packed(const TransferParams& p, const Body& body) {
-  return p.fa.dtype == DType::kFloat16 ? body(Half{}) : body(BFloat16{});
 }
 
 }  // namespace
@@ -214,11 +202,11 @@ const char* why_not_hopper(const TransferParams& p, int capability) {
 }
 
 size_t hopper_forward_bytes(const TransferParams& p) {
-  return dispatch_packed(p, [&](auto tag) { return HopperSpace<decltype(tag)>(p, nullptr).bytes; });
+  return hopper::dispatch_packed(p, [&](auto tag) { return HopperSpace<decltype(tag)>(p, nullptr).bytes; });
 }
 
 Status hopper_forward(const TransferParams& p, void* workspace, Stream stream) {
-  return dispatch_packed(p, [&](auto tag) { return forward<decltype(tag)>(p, workspace, stream); });
+  return hopper::dispatch_packed(p, [&](auto tag) { return forward<decltype(tag)>(p, workspace, stream); });
 }
 
 }  // namespace cosegflow::transfer_cuda

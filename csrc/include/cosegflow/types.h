@@ -47,8 +47,8 @@ constexpr DType accumulate_type(DType t) { return t == DType::kFloat64 ? DType::
 using Stream = CUstream_st*;
 
 // How float32 products are formed on CUDA, as torch.get_float32_matmul_precision() names it: kHighest as accurately as
-// float32 multiply-adds; kHigh by tensor cores, each number as a sum of two bfloat16 (16 bits of it); kMedium rounded to
-// bfloat16. Sums are float32 in all three. Other types take no notice, nor does the CPU.
+// float32 multiply-adds; kHigh by tensor cores, each number as a sum of two bfloat16 (16 bits of it); kMedium rounded
+// to bfloat16. Sums are float32 in all three. Other types take no notice, nor does the CPU.
 enum class Precision : int32_t { kHighest, kHigh, kMedium };
 
 // A strided view of device (or host, for `*_cpu`) memory. Strides count elements and may be 0 or any order, so
