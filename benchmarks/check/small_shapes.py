@@ -31,6 +31,8 @@ PAIRS = (
     (1, 64, 16, 16, 16, 16),
 )
 """(B, C, Ha, Wa, Hb, Wb): less than a tile, odd tails, more channels and columns than a stage holds, whole tiles."""
+STREAMED = (*PAIRS, (1, 330, 9, 17, 11, 13))
+"""Also more channels than Hopper's kernels keep the rows of in shared memory."""
 VOLUMES = ((1, 1, 1, 1, 2), (2, 3, 5, 16, 17), (1, 2, 3, 33, 32), (2, 3, 5, 13, 21))
 
 
@@ -136,6 +138,12 @@ def _transferred(size: tuple[int, ...], generator: torch.Generator) -> Inputs:
     return {**_masked_pair(size, generator), "values": _random((b, 35, hb, wb), generator)}
 
 
+def _transferred_at_once(size: tuple[int, ...], generator: torch.Generator) -> Inputs:
+    """As many values as Hopper's own kernels take, in two passes."""
+    b, *_, hb, wb = size
+    return {**_masked_pair(size, generator), "values": _random((b, 11, hb, wb), generator)}
+
+
 def _transfer(t: Inputs, simple: bool) -> Any:
     return operators.transfer(t["fa"], t["fb"], t["values"], t["mask_a"], t["mask_b"], t["beta"], True, simple)
 
@@ -159,7 +167,7 @@ def _cycle(t: Inputs, simple: bool) -> Any:
 
 
 CALLS: dict[str, Call] = {
-    "match masked": Call("match", PAIRS, _masked_pair, _match(True)),
+    "match masked": Call("match", STREAMED, _masked_pair, _match(True)),
     "match portable": Call("match", PAIRS, _masked_pair, _match(True, portable=True)),
     "match high": Call("match", PAIRS, _masked_pair, _match(True, precision=1)),
     "match medium": Call("match", PAIRS, _masked_pair, _match(True, precision=2)),
@@ -173,8 +181,9 @@ CALLS: dict[str, Call] = {
     "warp bilinear": Call("warp", PAIRS, _image, _warp("bilinear", "zeros")),
     "warp border": Call("warp", PAIRS[:3], _image, _warp("bilinear", "border"), deterministic=True),
     "warp nearest": Call("warp", PAIRS[:3], _image, _warp("nearest", "zeros")),
-    "match_both": Call("match_both", PAIRS, _masked_pair, _match_both),
+    "match_both": Call("match_both", STREAMED, _masked_pair, _match_both),
     "transfer": Call("transfer", PAIRS, _transferred, _transfer),
+    "transfer at once": Call("transfer", STREAMED, _transferred_at_once, _transfer),
     "local_correlation": Call("local_correlation", PAIRS, _pair, _local),
     "local_correlation flow": Call("local_correlation", PAIRS[:3], _window, _local),
     "local_correlation bits": Call("local_correlation", PAIRS[1:3], _window, _local, deterministic=True),
@@ -191,6 +200,9 @@ PUBLIC: dict[str, Callable[[Inputs], tuple[Tensor, ...]]] = {
     "warp bilinear": lambda t: cosegflow.warp(t["x"], t["flow"], return_valid=True),
     "match_both": lambda t: sum(
         (m[:3] for m in cosegflow.match_both(t["fa"], t["fb"], t["mask_a"], t["mask_b"], beta=t["beta"])), ()
+    ),
+    "transfer at once": lambda t: (
+        cosegflow.transfer(t["fa"], t["fb"], t["values"], t["mask_a"], t["mask_b"], beta=t["beta"]),
     ),
     "transfer": lambda t: (
         cosegflow.transfer(t["fa"], t["fb"], t["values"], t["mask_a"], t["mask_b"], beta=t["beta"]),

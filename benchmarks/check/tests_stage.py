@@ -20,9 +20,10 @@ SMOKE = "smoke.py"
 
 
 def files() -> list[Path]:
-    """The tests that run on the backends, those that need CUDA, and the smoke test; the shortest file first."""
+    """The tests that run on the backends, those of CUDA alone and of Hopper, and the smoke test; the shortest first."""
     found = [f for f in TESTS.glob("test_*.py") if re.search(r"def test_\w+\((?:\w+, )*backend\b", f.read_text())]
     found += TESTS.glob("test_cuda_*.py")
+    found += [f for f in TESTS.glob("test_*_hopper.py") if '"cuda"' in f.read_text()]
     return [TESTS / SMOKE, *sorted(set(found), key=lambda f: f.stat().st_size)]
 
 

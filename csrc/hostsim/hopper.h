@@ -30,6 +30,7 @@ struct TensorMap {  // halves (images, rows, depth), and the rows of a box
   const void* data;
   int64_t depth, rows, images;
   int box_rows;
+  int swizzle;  // bytes
 };
 void check_tensor_map(const TensorMap* map);
 void bulk_load_tile(void* shared, const TensorMap* map, uint64_t* bar, int channel, int row, int image, Place place);
@@ -39,8 +40,9 @@ void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* bar, 
 
 struct SharedOperand {
   const unsigned char* start;
+  uint64_t layout;  // the descriptor's bits but for the start address
 };
-SharedOperand shared_operand(const void* tile);
+SharedOperand shared_operand(const void* tile, uint64_t layout);
 void wgmma_fence(Place place);
 void wgmma_commit(Place place);
 void wgmma_wait(int pending, Place place);

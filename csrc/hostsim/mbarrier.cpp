@@ -59,10 +59,11 @@ State& state_of(uint64_t* bar, const char* what, const Place& place) {
 
 // ---- copies -----------------------------------------------------------------------------------------------------
 
-// Bits 4 to 6 of an address are XORed with bits 7 to 9: the 128-byte swizzle.
-unsigned char* swizzled(unsigned char* p) {
-  const auto address = reinterpret_cast<uintptr_t>(p);
-  return p + static_cast<std::ptrdiff_t>(address ^ (address >> 7 & 7) << 4) - static_cast<std::ptrdiff_t>(address);
+// Bits 4 to 6 of an address are XORed with bits 7 to 9: the 128-byte swizzle; with that of 64 bytes bits 4 and 5 with 7
+// and 8, of 32 bytes bit 4 with 7.
+unsigned char* swizzled(unsigned char* p, int bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(p), mask = static_cast<uintptr_t>(bytes < 32 ? 0 : bytes / 16 - 1);
+  return p + static_cast<std::ptrdiff_t>(address ^ (address >> 7 & mask) << 4) - static_cast<std::ptrdiff_t>(address);
 }
 
 void check_untouched(const Copy& c) {
@@ -94,7 +95,7 @@ void carry_out(const Copy& c) {
       std::memcpy(halves + first, static_cast<const uint16_t*>(m.data) + from, static_cast<size_t>(end - first) * 2);
     }
     for (size_t chunk = 0; chunk < kRowBytes; chunk += 16) {
-      unsigned char* const to = swizzled(c.destination + static_cast<size_t>(r) * kRowBytes + chunk);
+      unsigned char* const to = swizzled(c.destination + static_cast<size_t>(r) * kRowBytes + chunk, m.swizzle);
       std::memcpy(to, halves + chunk / 2, 16);
       std::memcpy(view + (to - c.destination), halves + chunk / 2, 16);
     }

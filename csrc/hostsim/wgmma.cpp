@@ -104,17 +104,22 @@ void decode(const uint16_t (&halves)[8], bool bfloat16, float (&out)[8]) {
   }
 }
 
-// Rows [first, first + Rows) of an operand. Row r starts 128 r bytes after row 0, in groups of 8 rows; then bits 4 to 6
-// of the address are XORed with bits 7 to 9. What the asynchronous proxy does not see is NaN.
+// Rows [first, first + Rows) of an operand. Row r starts 128 r bytes after the first of its 8 rows, and groups of 8
+// rows follow at the stride that the descriptor says; then as many bits of the address from 4 on as its swizzle says
+// (1: three of them, 128 bytes; 2: two; 3: one) are XORed with those from 7 on. What the asynchronous proxy does not
+// see is NaN.
 template <int Rows>
 void read_operand(SharedOperand operand, int first, bool bfloat16, float (&out)[Rows][kK]) {
   const auto begin = reinterpret_cast<uintptr_t>(operand.start);
   const unsigned char* const view = async_view(operand.start);
+  constexpr uintptr_t kMasks[4] = {0, 7, 3, 1};
+  const uintptr_t mask = kMasks[operand.layout >> 62];
+  const int stride = static_cast<int>(operand.layout >> 32 & 0x3fff) * 16;
   for (int r = 0; r < Rows; ++r) {
     for (int chunk = 0; chunk < 2; ++chunk) {
       const int row = first + r;
-      uintptr_t address = begin + static_cast<uintptr_t>(row / 8 * 1024 + row % 8 * 128 + chunk * 16);
-      address ^= (address >> 7 & 7) << 4;
+      uintptr_t address = begin + static_cast<uintptr_t>(row / 8 * stride + row % 8 * 128 + chunk * 16);
+      address ^= (address >> 7 & mask) << 4;
       const auto offset = static_cast<std::ptrdiff_t>(address - begin);
       uint16_t halves[8];
       std::memcpy(halves, operand.start + offset, 16);
@@ -174,6 +179,9 @@ void check_operand(SharedOperand operand, int rows, const char* name, const Plac
   if (within % 32 != 0 || within > 96) {
     fail("wgmma_m64n128k16() at %s: the descriptor of %s is not of a row 0 and a depth of 0, 16, 32 or 48",
          text(place).c_str(), name);
+  }
+  if ((operand.layout >> 32 & 0x3fff) * 16 != 1024) {
+    fail("wgmma_m64n128k16() at %s: groups of 8 rows of %s are not 1024 bytes apart", text(place).c_str(), name);
   }
   check_shared(operand.start - within, static_cast<size_t>(rows) * 128, 1024, "wgmma_m64n128k16");
 }
@@ -302,9 +310,9 @@ std::string end_block_wgmma() {
   return {};
 }
 
-SharedOperand shared_operand(const void* tile) {
+SharedOperand shared_operand(const void* tile, uint64_t layout) {
   check_shared(tile, 1024, 1024, "shared_operand");
-  return {static_cast<const unsigned char*>(tile)};
+  return {static_cast<const unsigned char*>(tile), layout};
 }
 
 void wgmma_fence(Place) {

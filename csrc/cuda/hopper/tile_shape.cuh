@@ -3,17 +3,18 @@
 //   rows x cols = 256 x 128, two consumer warpgroups of 128 x 128. Each is 2 x m64n128k16: 128 accumulators a thread,
 //   of
 //     232 registers. 64 x 256 (m64n256k16) has as many, but a thread then holds 2 rows instead of 4, and reads the
-//     columns' numbers from shared memory once for 2 scores instead of once for 4: that was 0.5 loads a score.
+//     columns' numbers from shared memory twice as often: a load for 2 scores instead of one for 4.
 //   depth = 64 halves: 128 bytes, the widest swizzle of TMA and wgmma.
 //   stages = 4: 48 KB each, 192 KB. The second warpgroup follows the first by two (kLead); two more are on their way.
 //   A slab of a tile is 2 * 256 * 128 * 64 = 4.2 MFLOP, 1024 clocks of a multiprocessor's tensor cores (4096 FLOP a
 //     clock), and moves 48 KB from L2: 48 bytes a clock. Up to kResidentSlabs slabs (C <= 256) the rows stay in shared
-//     memory for the whole strip: 16 bytes a clock. Per 64 x 128 x 16 product wgmma reads 2 KB of a and 4 KB of b: 48
-//     of its 64 clocks at 128 bytes a clock.
-//   Rejected: 128 x 256 (the same bytes when it streams, twice as many when the rows are resident); 192 x 256 with
-//     three consumers (37 bytes a clock, but 160 registers a thread and three stages); clusters that share b by
-//     multicast (24 to 32 bytes a clock; not needed to reach the rate aimed at, and the blocks of a cluster would have
-//     to agree on their strips).
+//     memory for the whole strip: 16 bytes a clock. Operands of wgmma take 96 of the 128 bytes a clock that shared
+//     memory moves, the copies the same 48 or 16 more: at the full rate of the tensor cores shared memory is the limit.
+//   Rejected: 128 x 256 (the same bytes from L2 when it streams, twice as many when the rows are resident; 128 instead
+//   of
+//     144 bytes of shared memory a clock, but twice the loads of columns' numbers); 192 x 256 with three consumers (37
+//     bytes a clock, but 160 registers a thread and three stages); for now clusters that share rows by multicast (32
+//     bytes a clock from L2): the blocks of a cluster would have to agree on their strips.
 #pragma once
 
 #include <cstddef>

@@ -10,10 +10,10 @@
 // Pipeline: TMA runs up to 4 slabs ahead, across tiles and strips; the softmax of one consumer runs under the products
 //   of the other.
 // A score costs 2 C FLOPs of the tensor cores (C / 2048 clocks of a multiprocessor) and, in the softmax, 8 instructions
-//   (scale, logit, maximum; then exponent, exponential, total, x, y) and half a load of shared memory for 4: 0.066
-//   clocks, of which the special-function unit is busy 0.0625. They overlap: bound by the softmax for C < 136, by the
-//   tensor cores above. An exponential by polynomial would relieve a unit that is hardly the bottleneck at the price of
-//   ten instructions, which are: not done (docs/kernels/match.md has the model).
+//   (scale, logit, maximum; then exponent, exponential, total, x, y), a quarter of a load and what a tile needs once:
+//   8.8, which is 0.069 clocks, of which the special-function unit is busy 0.0625. An exponential by polynomial would
+//   relieve a unit that is hardly the bottleneck at the price of ten instructions, which are: not done.
+//   docs/kernels/match.md has the model of all units, shared memory and the second-level cache among them.
 // Fraction of the limit reached: not measured yet.
 // A row tile that blocks share leaves a state for each fragment; who comes last merges them, in the order of columns.
 #pragma once

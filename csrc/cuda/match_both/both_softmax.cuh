@@ -6,13 +6,14 @@
 // So one number serves both directions, and so does one exponential, relative to the largest U of the warp's part of
 // the tile (32 rows x 128 columns), as long as no peak of a row or a column lies so far from it that sums would leave
 // the range of float32. The warp votes, tile by tile; where one does, each row and each column gets an exponential
-// relative to its own peak. Both ways give the same up to rounding, for any beta, weights and features.
+// relative to its own peak. Both ways give the same up to rounding: what one exponential loses of a row or a column is
+// 2^-62 of its peak.
 //
 // Columns: 8 lanes share one, 4 rows each. Eight columns at a time are reduced by exchanges that halve the number of
 // columns a lane keeps, 7 shuffles instead of 24, so that each lane ends with one column.
-// A score costs 17 instructions: logit and peak of the row 3, peak of the column 1.6, exponential 2, sums of the row 3,
-// of the column 2.75, of lanes 2.6, and what a tile costs once; 2.6 more where the exponential does not serve both, one
-// more where the warp's rows have weights other than 1 (no mask and bool masks have not).
+// A score costs 17.8 instructions: logit and peak of the row 3, peak of the column 1.6, exponential 2, sums of the row
+// 3, of the column 2.75, of lanes 2.6, and what a tile costs once; 2.6 more where the exponential does not serve both,
+// one more where the warp's rows have weights other than 1 (no mask and bool masks have not).
 #pragma once
 
 #include "hopper/row_softmax.cuh"
@@ -26,9 +27,9 @@ using State = ValueSoftmax<2>;  // of a row or a column; 16 bytes, one load or s
 class BothSoftmax {
   using ThreadTile = hopper::ThreadTile;
   static constexpr int kR = ThreadTile::kRows, kC = ThreadTile::kColumns, kGroup = 8, kGroups = kC / kGroup;
-  // How far a peak may be from the common one: 2^95. Terms from 2^-30 of a peak's on are then above 2^-126, and sums of
-  // terms below 2^127.
-  static constexpr float kSpread = 66.0f;
+  // How far a peak may be from the common one: 2^63. Terms from 2^-62 of a peak's on are then above 2^-126, and sums of
+  // terms times places below 2^127.
+  static constexpr float kSpread = 44.0f;
   static constexpr float kMostTop = 134217728.0f;  // 2^27: all peaks near it take k = log2(e)
 
  public:

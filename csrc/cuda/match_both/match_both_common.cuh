@@ -84,7 +84,7 @@ Status simple_forward(const MatchBothParams& p, void* workspace, Stream stream);
 Status simple_backward(const MatchBothParams& p, void* workspace, Stream stream);
 size_t tiled_forward_bytes(const MatchBothParams& p);
 Status tiled_forward(const MatchBothParams& p, void* workspace, Stream stream);
-// match_both_hopper_cuda.cu; taken where match_cuda::why_not_hopper of one direction says null.
+// match_both_hopper_cuda.cu; taken where hopper::why_not of one direction says null.
 size_t hopper_forward_bytes(const MatchBothParams& p);
 Status hopper_forward(const MatchBothParams& p, void* workspace, Stream stream);
 size_t tiled_backward_bytes(const MatchBothParams& p);

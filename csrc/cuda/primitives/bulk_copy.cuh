@@ -17,7 +17,8 @@
 
 namespace cosegflow {
 
-constexpr int kTileDepth = 64;  // halves of a row of a tile: the 128 bytes of the swizzle
+constexpr int kTileDepth = 64;     // halves of a row of a tile: the 128 bytes of the swizzle
+constexpr int kTileSwizzle = 128;  // bytes; what wgmma.cuh's descriptors say too
 
 // Describes halves (images, rows, depth) in global memory and the box that one copy takes of them. A kernel takes it as
 // `const __grid_constant__ TensorMap` and passes its address on.

@@ -28,7 +28,7 @@ Status check_tensor_map_arguments(const void* data, int64_t depth, int64_t rows,
 
 Status make_tensor_map(TensorMap& map, const void* data, int64_t depth, int64_t rows, int64_t images, int box_rows) {
   const Status status = check_tensor_map_arguments(data, depth, rows, images, box_rows);
-  if (status.ok()) map = {data, depth, rows, images, box_rows};
+  if (status.ok()) map = {data, depth, rows, images, box_rows, kTileSwizzle};
   return status;
 }
 
@@ -39,6 +39,9 @@ namespace {
 using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*,
                             const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+static_assert(kTileSwizzle == 128, "the name below");
+constexpr CUtensorMapSwizzle kSwizzle = CU_TENSOR_MAP_SWIZZLE_128B;
 
 // A failure is not kept: the next call may find a driver.
 Status find_encode(Encode& encode) {
@@ -75,8 +78,8 @@ Status make_tensor_map(TensorMap& map, const void* data, int64_t depth, int64_t 
   const cuuint32_t steps[3] = {1, 1, 1};
   // Copied as bits, so one integer type serves both halves; all bits zero is zero in both.
   const CUresult error = encode(&map.opaque, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, const_cast<void*>(data), sizes, strides,
-                                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, kSwizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (error != CUDA_SUCCESS) {
     return {"cosegflow: cuTensorMapEncodeTiled refused a tensor map (a bug in cosegflow)", static_cast<int>(error)};
   }

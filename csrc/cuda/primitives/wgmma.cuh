@@ -20,12 +20,18 @@
 
 namespace cosegflow {
 
+// A K-major tile in shared memory, as bulk_load_tile leaves it: rows of 64 halves (128 bytes), 128-byte swizzle, groups
+// of 8 rows 1024 bytes apart. The bits of its matrix descriptor: start address / 16 from 0 (not here), leading byte
+// offset / 16 from 16 (not used by this layout), stride byte offset / 16 (from one group of 8 rows to the next) from
+// 32, the swizzle from 62 (1: 128 bytes).
+constexpr uint64_t kOperandLayout = uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 16;
+
 #if defined(COSEGFLOW_HOSTSIM)
 
 using SharedOperand = hostsim::SharedOperand;
 
-inline SharedOperand shared_operand(const void* tile) { return hostsim::shared_operand(tile); }
-inline SharedOperand at_depth(SharedOperand op, int step) { return {op.start + 32 * step}; }
+inline SharedOperand shared_operand(const void* tile) { return hostsim::shared_operand(tile, kOperandLayout); }
+inline SharedOperand at_depth(SharedOperand op, int step) { return {op.start + 32 * step, op.layout}; }
 inline void wgmma_fence(hostsim::Place place = {}) { hostsim::wgmma_fence(place); }
 inline void wgmma_commit(hostsim::Place place = {}) { hostsim::wgmma_commit(place); }
 template <int Pending>
@@ -51,18 +57,14 @@ inline void keep_in_registers(float (&)[N]) {}
 #define CSF_NEEDS_SM90A(...) __VA_ARGS__
 #endif
 
-// A K-major tile in shared memory, as bulk_load_tile leaves it: rows of 64 halves (128 bytes), 128-byte swizzle, groups
-// of 8 rows 1024 bytes apart. The bits: start address / 16 from 0, leading byte offset / 16 from 16 (not used by this
-// layout), stride byte offset / 16 (from one group of 8 rows to the next) from 32, the swizzle from 62.
 struct SharedOperand {
   uint64_t descriptor;
 };
 
 // tile: the 1024-byte aligned start of a row 0, or of any row that is a multiple of 8.
 __device__ __forceinline__ SharedOperand shared_operand(const void* tile) {
-  constexpr uint64_t kLayout = uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 16;
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(tile));
-  return {kLayout | (address & 0x3ffffu) >> 4};
+  return {kOperandLayout | (address & 0x3ffffu) >> 4};
 }
 
 // The 16 halves of each row from half 16 * step on (step 0 to 3).

@@ -14,7 +14,7 @@
 //   of the other.
 // A score costs 2 C FLOPs of the tensor cores (C / 2048 clocks of a multiprocessor) and, for 2, 4 or 8 values, 8, 10 or
 //   14 instructions of the softmax. With the loads and what a tile needs once the code has 9.0, 11.2 or 15.6, which is
-//   0.071, 0.088 or 0.122 clocks. They overlap: bound by the softmax for C < 145, 180 or 250, else by tensor cores.
+//   0.071, 0.088 or 0.122 clocks. They overlap; docs/kernels/match.md has the model of all units.
 // Fraction of the limit reached: not measured yet.
 // A row tile that blocks share leaves a state for each fragment; who comes last merges them, in the order of columns.
 #pragma once
