@@ -57,6 +57,8 @@ BUDGET: dict[str, int] = {
     "match_clear_kernel": 32,
     "match_finish_kernel": 40,
     "match_forward_kernel": 128,
+    "match_hopper_kernel": 168,
+    "match_hopper_score_kernel": 32,
     "match_mask_gradient_kernel": 32,
     "match_most_probable_kernel": 40,
     "match_score_gradient_kernel": 255,

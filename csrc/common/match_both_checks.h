@@ -10,6 +10,7 @@ inline Status check_sizes(const MatchBothParams& p) {
   Checks c = pair_sizes(p);
   if (!c.status().ok()) return c.status();
   c.require(is_floating(p.fa.dtype), "fa must be floating");
+  check_precision(c, p.precision);
   return c.require(volume_is_small(p, kMaxProducts), kTooManyPairs).status();
 }
 
@@ -19,7 +20,6 @@ inline Checks common(const MatchBothParams& p) {
   const DType acc = accumulate_type(p.fa.dtype);
   Checks c;
   check_features(c, p);
-  check_precision(c, p.precision);
   c.optional_input(COSEGFLOW_FIELD(p, mask_a, "be floating or bool"), is_mask(p.mask_a.dtype),
                    {p.batch, p.height_a, p.width_a});
   c.optional_input(COSEGFLOW_FIELD(p, mask_b, "be floating or bool"), is_mask(p.mask_b.dtype),

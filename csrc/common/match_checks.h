@@ -10,6 +10,7 @@ inline Status check_sizes(const MatchParams& p) {
   Checks c = pair_sizes(p);
   if (!c.status().ok()) return c.status();
   c.require(is_floating(p.fa.dtype), "fa must be floating");
+  check_precision(c, p.precision);
   c.require(volume_is_small(p, kMaxProducts), kTooManyPairs);
   return check_kernel_sigma(c, p.kernel_sigma).status();
 }
@@ -19,7 +20,6 @@ namespace match_checks {
 inline Checks common(const MatchParams& p) {
   Checks c;
   check_features(c, p);
-  check_precision(c, p.precision);
   c.optional_input(COSEGFLOW_FIELD(p, mask_a, "be floating or bool"), is_mask(p.mask_a.dtype),
                    {p.batch, p.height_a, p.width_a});
   return c;

@@ -12,6 +12,7 @@ inline Status check_sizes(const TransferParams& p) {
   if (!c.status().ok()) return c.status();
   const int64_t images = p.batch > 0 ? p.batch : 1;
   c.require(is_floating(p.fa.dtype), "fa must be floating");
+  check_precision(c, p.precision);
   c.require(is_floating(p.values.dtype) && accumulate_type(p.values.dtype) == accumulate_type(p.fa.dtype),
             "values must be floating, and float64 if and only if fa is");
   c.require(bounded_product(kMaxElements, images, p.value_channels, p.height_a, p.width_a) <= kMaxElements,
@@ -27,7 +28,6 @@ inline Checks common(const TransferParams& p) {
   const DType acc = accumulate_type(p.fa.dtype);
   Checks c;
   check_features(c, p);
-  check_precision(c, p.precision);
   c.input(COSEGFLOW_FIELD(p, values, "be floating"), is_floating(p.values.dtype),
           {p.batch, p.value_channels, p.height_b, p.width_b});
   c.optional_input(COSEGFLOW_FIELD(p, mask_a, "be floating or bool"), is_mask(p.mask_a.dtype),

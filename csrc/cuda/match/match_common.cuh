@@ -66,8 +66,8 @@ struct Operand {
         depth(side.depth),
         pitch(side.pitch),
         stride(2),
-        inv_norm(&side.scale->inv_norm),
-        log_weight(&side.scale->log_weight),
+        inv_norm(reinterpret_cast<const Acc*>(side.scale)),
+        log_weight(side.scale == nullptr ? nullptr : reinterpret_cast<const Acc*>(side.scale) + 1),  // null: only sizes
         features(side.features),
         index(side.index),
         count(side.count) {
