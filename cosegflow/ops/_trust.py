@@ -30,7 +30,8 @@ _chosen: dict[tuple[str, torch.dtype, int, int | None, bool], str] = {}  # the w
 def choose(op: str, dtype: torch.dtype, device: torch.device, precision: int = 0) -> str:
     """`FAST`, `PORTABLE` or `SIMPLE`: what operation `op` asks for on tensors of this dtype and device."""
     if is_set("COSEGFLOW_SIMPLE"):
-        log_path(op, "simple kernels", "COSEGFLOW_SIMPLE is set")
+        if device.type == "cuda":  # the CPU has one kernel
+            log_path(op, "simple kernels", "COSEGFLOW_SIMPLE is set")
         return SIMPLE
     if device.type != "cuda":
         return FAST
