@@ -53,7 +53,7 @@ def test_cpu(isa):
 
 
 def test_hostsim():
-    inputs = INPUTS // 4  # each takes ten times as long
+    inputs = INPUTS // 8  # each takes twenty times as long
     done = run(program("hostsim"), "--inputs", str(inputs))
     assert done.returncode == 0 and f"fuzz: {inputs} inputs" in done.stdout, done.stderr[-4000:]
 
