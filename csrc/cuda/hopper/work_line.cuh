@@ -134,4 +134,15 @@ inline int most_fragments(int64_t dense_row_tiles, int64_t blocks, bool masked, 
   return static_cast<int>(wanted < 2 ? 2 : (wanted > 16 ? 16 : wanted));
 }
 
+// What the host decides about a launch, from the dense sizes.
+struct Plan {
+  int blocks, slabs, fragments;
+};
+inline Plan plan(int64_t images, int64_t row_tiles, int64_t pixels_b, int64_t depth, bool masked, int multiprocessors) {
+  const int64_t tiles = images * row_tiles * ceil_div(pixels_b, kCols);
+  const int blocks = static_cast<int>(tiles < multiprocessors ? tiles : multiprocessors);
+  const int slabs = static_cast<int>(ceil_div(depth, kDepth));
+  return {blocks, slabs, most_fragments(images * row_tiles, blocks, masked, slabs)};
+}
+
 }  // namespace cosegflow::hopper

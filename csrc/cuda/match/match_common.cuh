@@ -22,6 +22,12 @@ struct alignas(16) Column {  // of a tile: a target
   Acc x, y, inv_norm, log_weight;
 };
 
+template <class Acc>
+__device__ __forceinline__ Column<Acc> column_at(int pixel, int width, int height, Acc inv_norm, Acc log_weight) {
+  return {static_cast<Acc>(pixel % width) - static_cast<Acc>(width - 1) / 2,
+          static_cast<Acc>(pixel / width) - static_cast<Acc>(height - 1) / 2, inv_norm, log_weight};
+}
+
 // Targets at and beyond the count get log_weight -inf, so that no element of a tile needs a bounds check.
 template <class T, class Acc = accumulate_t<T>>
 __device__ __forceinline__ Column<Acc> load_column(const PackedSide<T>& side, int64_t b, int j, int count, int width,
@@ -29,8 +35,7 @@ __device__ __forceinline__ Column<Acc> load_column(const PackedSide<T>& side, in
   if (j >= count) return {Acc(0), Acc(0), Acc(0), minus_infinity<Acc>()};
   const int64_t at = b * side.positions + j;
   const int pixel = side.index[at];
-  return {static_cast<Acc>(pixel % width) - static_cast<Acc>(width - 1) / 2,
-          static_cast<Acc>(pixel / width) - static_cast<Acc>(height - 1) / 2, side.inv_norm[at], side.log_weight[at]};
+  return column_at(pixel, width, height, side.inv_norm[at], side.log_weight[at]);
 }
 
 // What a forward reads of a side, whoever has packed it.
@@ -81,8 +86,7 @@ __device__ __forceinline__ Column<Acc> load_column(const Operand<T>& side, int64
   if (j >= count) return {Acc(0), Acc(0), Acc(0), minus_infinity<Acc>()};
   const int64_t at = side.at(b, j);
   const int pixel = side.index[b * side.positions + j];
-  return {static_cast<Acc>(pixel % width) - static_cast<Acc>(width - 1) / 2,
-          static_cast<Acc>(pixel / width) - static_cast<Acc>(height - 1) / 2, side.inv_norm[at], side.log_weight[at]};
+  return column_at(pixel, width, height, side.inv_norm[at], side.log_weight[at]);
 }
 
 // Whole tiles of rows, split along the targets where rows alone would leave multiprocessors idle.

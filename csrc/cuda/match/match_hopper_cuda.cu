@@ -47,7 +47,7 @@ struct HopperSpace {
   HopperArgs args;
   Place* centre = nullptr;  // of windows
   int64_t counters;         // of one launch; there is room for two
-  int blocks;
+  hopper::Plan plan;
   size_t bytes;
 
   HopperSpace(const MatchParams& p, void* base) {
@@ -55,19 +55,17 @@ struct HopperSpace {
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
     a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p.fa.dtype, p.precision));
     b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p.fa.dtype, p.precision));
-    const int64_t row_tiles = ceil_div(na, hopper::kRows), col_tiles = ceil_div(nb, hopper::kCols);
-    const int64_t tiles = p.batch * row_tiles * col_tiles, sms = multiprocessors();
-    blocks = static_cast<int>(tiles < sms ? tiles : sms);
-    const int slabs = static_cast<int>(ceil_div(a.depth, hopper::kDepth));
+    const int64_t row_tiles = ceil_div(na, hopper::kRows);
     const bool masked = p.mask_a.data != nullptr || p.mask_b.data != nullptr;
-    const int fragments = hopper::most_fragments(p.batch * row_tiles, blocks, masked, slabs);
+    plan = hopper::plan(p.batch, row_tiles, nb, a.depth, masked, multiprocessors());
     counters = p.batch * row_tiles * 2;
-    args.stream = {a.count, b.count, static_cast<int>(p.batch), fragments, slabs, b.pitch, b.scale, {b.place}};
+    args.stream = {a.count, b.count,  static_cast<int>(p.batch), plan.fragments, plan.slabs, b.pitch,
+                   b.scale, {b.place}};
     args.rows = {a.scale, a.pitch, p.beta, nullptr, 0.0f};
     args.counters = {arena.take<int>(2 * counters), static_cast<int>(row_tiles)};
     args.positions_a = na, args.index_a = a.index;
-    args.partial = arena.take<RowState>(fragments * p.batch * na);
-    args.best = p.index == nullptr ? nullptr : arena.take<int>(fragments * p.batch * na);
+    args.partial = arena.take<RowState>(plan.fragments * p.batch * na);
+    args.best = p.index == nullptr ? nullptr : arena.take<int>(plan.fragments * p.batch * na);
     if (p.kernel_sigma > 0) {
       centre = arena.take<Place>(p.batch * a.pitch);
       const float rate = window_rate<float>(p.kernel_sigma);
@@ -80,7 +78,7 @@ struct HopperSpace {
 
 template <class T, Variant kVariant>
 Status launch_match(const HopperSpace<T>& space, const HopperArgs& args, const hopper::Maps& maps, Stream stream) {
-  return launch_hopper(&match_hopper_kernel<T, kVariant>, dim3(static_cast<unsigned>(space.blocks)),
+  return launch_hopper(&match_hopper_kernel<T, kVariant>, dim3(static_cast<unsigned>(space.plan.blocks)),
                        dim3(hopper::kThreads), sizeof(hopper::Shared<1>), stream, maps.a, maps.b, args);
 }
 

@@ -1,8 +1,7 @@
 // match forward on Hopper: tensor-core products of a warp-specialised pipeline, each tile reduced by an online softmax
 // in the registers that it was accumulated in.
 //
-// Block: a run of tiles of 256 rows (pixels of a) x 128 columns (pixels of b), see hopper/work_line.cuh; a producer
-// warp
+// Block: runs of tiles of 256 rows (pixels of a) x 128 columns (pixels of b), see hopper/work_line.cuh; a producer warp
 //   and two consumer warpgroups of 128 rows each, see hopper/pipeline.cuh.
 // Registers: a consumer thread holds 4 rows x 32 columns of a tile, 128 accumulators, and for each of its rows (peak,
 //   total, x, y) over its own columns; the 4 lanes that share a row merge once a strip. 232 registers.

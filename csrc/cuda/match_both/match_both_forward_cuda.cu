@@ -7,31 +7,14 @@
 // finish: one thread a compact pixel merges its parts (of splits, or the one of a column) and scatters to the raster.
 // All are bound by memory and take microseconds; not measured yet.
 #include "common/dispatch.h"
+#include "match/match_outputs.cuh"
 #include "match_both/match_both_common.cuh"
 
 namespace cosegflow::match_both_cuda {
 namespace {
 
-// Where the matches of one image go: its own size, and that of the image it is matched to.
-struct Outputs {
-  View4 flow;
-  View3 lse, confidence;
-  int width, other_width, other_height;
-  int64_t batch, positions;
-};
-
-template <class Acc>
-__device__ __forceinline__ void write_match(const Outputs& out, int64_t b, int pixel, Acc flow_x, Acc flow_y, Acc lse,
-                                            Acc confidence) {
-  const int64_t y = pixel / out.width, x = pixel % out.width;
-  Acc* const flow =
-      static_cast<Acc*>(out.flow.data) + b * out.flow.stride[0] + y * out.flow.stride[2] + x * out.flow.stride[3];
-  flow[0] = flow_x;
-  flow[out.flow.stride[1]] = flow_y;
-  const auto at3 = [&](const View3& v) { return b * v.stride[0] + y * v.stride[1] + x * v.stride[2]; };
-  static_cast<Acc*>(out.lse.data)[at3(out.lse)] = lse;
-  static_cast<Acc*>(out.confidence.data)[at3(out.confidence)] = confidence;
-}
+using match_cuda::Outputs;
+using match_cuda::outputs_of;
 
 template <class Acc>
 __global__ void __launch_bounds__(256) match_both_clear_kernel(Outputs out) {
@@ -68,13 +51,7 @@ __global__ void __launch_bounds__(256) match_both_finish_kernel(Outputs out, con
   if (i % out.positions >= count[b]) return;
   OnlineSoftmax<Acc> all = part[i];
   for (int s = 1; s < parts; ++s) all.merge(part[s * out.batch * out.positions + i]);
-  const int pixel = index[i];
-  if (all.empty()) return write_match(out, b, pixel, Acc(0), Acc(0), minus_infinity<Acc>(), Acc(0));
-  // The differences of whole and half numbers are exact.
-  const Acc offset_x = static_cast<Acc>(out.other_width - 1) / 2 - static_cast<Acc>(pixel % out.width);
-  const Acc offset_y = static_cast<Acc>(out.other_height - 1) / 2 - static_cast<Acc>(pixel / out.width);
-  write_match(out, b, pixel, all.mean_x() + offset_x, all.mean_y() + offset_y, all.log_sum_exp(),
-              all.largest_probability());
+  write_state(out, b, index[i], all, all.mean_x(), all.mean_y());
 }
 
 template <class T>
@@ -114,10 +91,7 @@ Status forward(const MatchBothParams& p, void* workspace, Stream stream) {
   const int64_t blocks_b = ceil_div(p.batch * args.b.positions, 256);
   if (blocks_a > INT32_MAX || blocks_b > INT32_MAX) return {"match_both: too many pixels for one launch"};
   const dim3 grid_a(static_cast<unsigned>(blocks_a)), grid_b(static_cast<unsigned>(blocks_b)), block(256);
-  const Outputs out_a{p.ab.flow,    p.ab.lse,      p.ab.confidence, args.width_a,
-                      args.width_b, args.height_b, p.batch,         args.a.positions};
-  const Outputs out_b{p.ba.flow,    p.ba.lse,      p.ba.confidence, args.width_b,
-                      args.width_a, args.height_a, p.batch,         args.b.positions};
+  const Outputs out_a = outputs_of(a_to_b(p)), out_b = outputs_of(b_to_a(p));
   if (Status s = pack(args.a, p.fa, p.mask_a, p.width_a, p.normalize, stream); !s.ok()) return s;
   if (Status s = pack(args.b, p.fb, p.mask_b, p.width_b, p.normalize, stream); !s.ok()) return s;
   if (p.mask_a.data != nullptr) {

@@ -76,7 +76,8 @@ struct HopperSpace {
   HopperArgs args;      // of the first chunk
   ColumnArgs columns;   // of the first chunk
   int64_t chunk_tiles;  // row tiles of a chunk
-  int chunks, blocks;
+  int chunks;
+  hopper::Plan plan;          // of a chunk
   int* chunk_rows = nullptr;  // (chunks, B); null where one chunk is all
   int64_t counters;           // of a chunk
   size_t bytes;
@@ -87,24 +88,21 @@ struct HopperSpace {
     const int terms = terms_of(p.fa.dtype, p.precision);
     a = take_tile_side<T>(arena, p.batch, na, p.channels, terms);
     b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms);
-    const int64_t row_tiles = ceil_div(na, hopper::kRows), col_tiles = ceil_div(nb, hopper::kCols);
+    const int64_t row_tiles = ceil_div(na, hopper::kRows);
     const int64_t tile_bytes = p.batch * 2 * b.pitch * static_cast<int64_t>(sizeof(State));
     const int64_t fit = static_cast<int64_t>(p.chunk_bytes == 0 ? kDefaultChunkBytes : p.chunk_bytes) / tile_bytes;
     chunk_tiles = fit < 1 ? 1 : (fit < row_tiles ? fit : row_tiles);
     chunks = static_cast<int>(ceil_div(row_tiles, chunk_tiles));
 
-    const int64_t tiles = p.batch * chunk_tiles * col_tiles, sms = multiprocessors();
-    blocks = static_cast<int>(tiles < sms ? tiles : sms);
-    const int slabs = static_cast<int>(ceil_div(a.depth, hopper::kDepth));
     const bool masked = p.mask_a.data != nullptr || p.mask_b.data != nullptr;
-    const int fragments = hopper::most_fragments(p.batch * chunk_tiles, blocks, masked, slabs);
+    plan = hopper::plan(p.batch, chunk_tiles, nb, a.depth, masked, multiprocessors());
     counters = p.batch * chunk_tiles * 2;
     if (chunks > 1) chunk_rows = arena.take<int>(chunks * p.batch);
     args.stream = {chunk_rows == nullptr ? a.count : chunk_rows,
                    b.count,
                    static_cast<int>(p.batch),
-                   fragments,
-                   slabs,
+                   plan.fragments,
+                   plan.slabs,
                    b.pitch,
                    b.scale,
                    {b.place}};
@@ -112,7 +110,7 @@ struct HopperSpace {
     args.place_a = a.place;
     args.counters = {arena.take<int>(chunks * counters), static_cast<int>(chunk_tiles)};
     args.positions_a = na, args.index_a = a.index;
-    args.partial = arena.take<State>(fragments * p.batch * na);
+    args.partial = arena.take<State>(plan.fragments * p.batch * na);
     args.columns = arena.take<State>(p.batch * 2 * chunk_tiles * b.pitch);
     args.out = match_cuda::outputs_of(a_to_b(p));
     columns = {match_cuda::outputs_of(b_to_a(p)),
@@ -166,7 +164,7 @@ Status forward(const MatchBothParams& p, void* workspace, Stream stream) {
     args.stream.count_a += chunk * p.batch, columns.rows += chunk * p.batch;
     args.counters.counters += chunk * space.counters;
     columns.first = chunk == 0, columns.last = chunk == space.chunks - 1;
-    if (Status s = launch_hopper(&match_both_hopper_kernel<T>, dim3(static_cast<unsigned>(space.blocks)),
+    if (Status s = launch_hopper(&match_both_hopper_kernel<T>, dim3(static_cast<unsigned>(space.plan.blocks)),
                                  dim3(hopper::kThreads), sizeof(HopperShared), stream, maps.a, maps.b, args);
         !s.ok()) {
       return s;

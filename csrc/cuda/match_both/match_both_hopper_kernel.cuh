@@ -6,10 +6,9 @@
 // Shared memory: the ring and the columns' numbers, then for each warp a state of each column: 4 warps are merged in
 //   order, by one thread a column, and written: 16 bytes a column and 128 rows, 1/8 byte a score.
 // Pipeline: match's. The softmaxes of one warpgroup run under the products of the other.
-// A score costs 2 C FLOPs of the tensor cores, as one of match, and in both softmaxes together 17.8 instructions, one
-// of
-//   them an exponential (both_softmax.cuh; 20 and two where rows or columns of a tile are far apart), and 0.9 shuffles:
-//   0.14 clocks of a multiprocessor. docs/kernels/match.md has the model of all units.
+// A score costs 2 C FLOPs of the tensor cores, as one of match, and in both softmaxes together 17.8 instructions,
+//   one of them an exponential (both_softmax.cuh; 20 and two where rows or columns of a tile are far apart), and 0.9
+//   shuffles: 0.14 clocks of a multiprocessor. docs/kernels/match.md has the model of all units.
 // Fraction of the limit reached: not measured yet.
 // A row tile may be in fragments, but each (half a row tile, column) has one writer: the columns need no atomics.
 #pragma once

@@ -84,7 +84,7 @@ struct HopperSpace {
   int64_t row_tiles, passes;
   int64_t counters;  // of one launch
   int* counter;
-  int blocks, fragments, slabs;
+  hopper::Plan plan;
   Place* planes;   // (ceil(V / 2), B, pitch_b)
   float* partial;  // the states of one launch's fragments
   size_t bytes;
@@ -95,16 +95,13 @@ struct HopperSpace {
     a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p.fa.dtype, p.precision));
     b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p.fa.dtype, p.precision));
     row_tiles = ceil_div(na, hopper::kRows);
-    const int64_t tiles = p.batch * row_tiles * ceil_div(nb, hopper::kCols), sms = multiprocessors();
-    blocks = static_cast<int>(tiles < sms ? tiles : sms);
-    slabs = static_cast<int>(ceil_div(a.depth, hopper::kDepth));
     const bool masked = p.mask_a.data != nullptr || p.mask_b.data != nullptr;
-    fragments = hopper::most_fragments(p.batch * row_tiles, blocks, masked, slabs);
+    plan = hopper::plan(p.batch, row_tiles, nb, a.depth, masked, multiprocessors());
     passes = ceil_div(p.value_channels, kMostValues);
     counters = p.batch * row_tiles * 2;
     counter = arena.take<int>(passes * counters);
     planes = arena.take<Place>(ceil_div(p.value_channels, 2) * p.batch * b.pitch);
-    partial = arena.take<float>(fragments * p.batch * na * (2 + 2 * planes_of(p.value_channels)));
+    partial = arena.take<float>(plan.fragments * p.batch * na * (2 + 2 * planes_of(p.value_channels)));
     bytes = arena.bytes();
   }
 };
@@ -141,8 +138,8 @@ Status launch_pass(const TransferParams& p, const HopperSpace<T>& space, int64_t
   const int64_t first = pass * kMostValues, planes = ceil_div(p.value_channels, 2);
   HopperArgs<kPlanes> args;
   args.stream.count_a = space.a.count, args.stream.count_b = space.b.count;
-  args.stream.images = static_cast<int>(p.batch), args.stream.most_fragments = space.fragments;
-  args.stream.slabs = space.slabs;
+  args.stream.images = static_cast<int>(p.batch), args.stream.most_fragments = space.plan.fragments;
+  args.stream.slabs = space.plan.slabs;
   args.stream.pitch_b = space.b.pitch, args.stream.scale_b = space.b.scale;
   for (int v = 0; v < kPlanes; ++v) {  // beyond the last one any will do: no result is made of it
     const int64_t plane = first / 2 + v < planes ? first / 2 + v : planes - 1;
@@ -156,7 +153,7 @@ Status launch_pass(const TransferParams& p, const HopperSpace<T>& space, int64_t
   args.value_channels = p.value_channels;
   args.values = static_cast<int>(p.value_channels - first < kMostValues ? p.value_channels - first : kMostValues);
   args.lse = pass == 0 ? static_cast<float*>(p.lse.data) : nullptr;
-  return launch_hopper(&transfer_hopper_kernel<T, kPlanes>, dim3(static_cast<unsigned>(space.blocks)),
+  return launch_hopper(&transfer_hopper_kernel<T, kPlanes>, dim3(static_cast<unsigned>(space.plan.blocks)),
                        dim3(hopper::kThreads), sizeof(HopperShared<kPlanes>), stream, maps.a, maps.b, args);
 }
 
