@@ -71,7 +71,7 @@ BUDGET: dict[str, int] = {
     "match_simple_grad_b_kernel": 32,
     "match_simple_mask_gradient_kernel": 32,
     "match_simple_norm_kernel": 32,
-    "normalize_backward_kernel": 48,
+    "normalize_backward_kernel": 128,
     "pack_features_kernel": 128,
     "pack_tiles_count_kernel": 32,
     "pack_tiles_kernel": 64,
