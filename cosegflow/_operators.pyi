@@ -104,6 +104,7 @@ class Operators:
         need_beta: bool,
         index: Tensor | None = None,
         kernel_sigma: float = 0.0,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
     def match_both(
         self,

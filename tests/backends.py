@@ -141,19 +141,19 @@ class _Match(torch.autograd.Function):
         outputs = hostsim_module().match(*arrays, beta_values, normalize, simple, sigma, return_index, **kernels)
         flow, lse, confidence, index, score = (to_torch(o) for o in outputs)
         ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow, lse, index)
-        ctx.options = (normalize, simple, chunk_bytes, sigma)
+        ctx.options = (normalize, simple, chunk_bytes, sigma, kernels.get("portable", False))
         ctx.mark_non_differentiable(confidence, index, score)
         return flow, lse, confidence, index, score
 
     @staticmethod
     def backward(ctx, grad_flow, grad_lse, *_):
         fa, fb, mask_a, mask_b, beta, flow, lse, index = ctx.saved_tensors
-        normalize, simple, chunk_bytes, sigma = ctx.options
+        normalize, simple, chunk_bytes, sigma, portable = ctx.options
         need = tuple(ctx.needs_input_grad[i] for i in (0, 1, 3, 4))
         grads = hostsim_module().match_backward(
             *(to_numpy(t) for t in (fa, fb, mask_a, mask_b)), beta_per_image(beta, fa.shape[0]),
             *(to_numpy(t) for t in (flow, lse, grad_flow, grad_lse)), normalize, simple, need, chunk_bytes,
-            to_numpy(index), sigma,
+            to_numpy(index), sigma, portable,
         )  # fmt: skip
         grad_fa, grad_fb, grad_mask_b, grad_beta = (to_torch(g) for g in grads)
         if grad_mask_b is not None:

@@ -40,10 +40,12 @@ def hostsim_operators(spoil: str | None = None):
         )
         return spoiled("match", simple, results)
 
-    def match_backward(grad_flow, grad_lse, fa, fb, mask_a, mask_b, beta, flow, lse, normalize, simple, *need):
+    def match_backward(
+        grad_flow, grad_lse, fa, fb, mask_a, mask_b, beta, flow, lse, normalize, simple, *need, portable
+    ):
         beta = backends.beta_per_image(beta, fa.shape[0])
         arrays = convert((fa, fb, mask_a, mask_b)), convert((flow, lse, grad_flow, grad_lse))
-        results = module.match_backward(*arrays[0], beta, *arrays[1], normalize, simple, need)
+        results = module.match_backward(*arrays[0], beta, *arrays[1], normalize, simple, need, portable=portable)
         return spoiled("match_backward", simple, results)
 
     def match_both(fa, fb, mask_a, mask_b, beta, normalize, simple, *kernels):

@@ -36,6 +36,15 @@ def _wave(shape: tuple[int, ...], speed: float, like: Tensor) -> Tensor:
     return torch.sin(torch.arange(count, device=like.device, dtype=torch.float64) * speed).reshape(shape)
 
 
+def _noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Fixed values in [-1, 1] without a period: no two places have nearly the same features, as those of a wave have."""
+    bits = torch.arange(math.prod(shape), device=like.device, dtype=torch.int64)
+    for factor in (2654435761, 2246822519):  # multiplied and mixed modulo 2^32
+        bits = bits * factor & 0xFFFFFFFF
+        bits = bits ^ bits >> 15
+    return (bits.double() / 2**31 - 1).reshape(shape)
+
+
 def _finite(lse: Tensor) -> Tensor:
     """0 for the -inf of a source without targets; a NaN stays."""
     return torch.where(torch.isneginf(lse), 0.0, lse)
@@ -58,7 +67,7 @@ def _match(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Tensor]
         saved = ops.match(fa, fb, mask_a, mask_b, beta, True, simple, 0.0, False, 0, kernels.portable)[:2]
     grads = ops.match_backward(
         _wave((b, 2, ha, wa), 0.9, like).to(acc), _wave((b, ha, wa), 1.1, like).to(acc), fa, fb, mask_a, mask_b, beta,
-        *saved, True, simple, True, True, True, True,
+        *saved, True, simple, True, True, True, True, portable=kernels.portable,
     )  # fmt: skip
     # Two nearly equal targets may swap places between the kernels, so the most probable one shows by its score. That
     # takes targets that are only in or out: unequal weights could give nearly equal logits to unequal scores.
@@ -67,9 +76,9 @@ def _match(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Tensor]
     dense = ops.match(fa, fb, None, None, beta, True, simple, 0.0, False, *options)
     results = [flow, _finite(lse), confidence, *grads, indexed[0], score, *dense[:3]]
     if c >= 64 and kernels.precision < 2:
-        # A window lies around the most probable target, so that has to be beyond doubt: each source has its like in b,
-        # and the next best target of these waves scores 1e-4 less, which bfloat16 products could not tell.
-        windowed = ops.match(fa, fa.flip(3), None, None, beta, True, simple, 2.0, True, *options)
+        # A window lies around the most probable target, so that has to be beyond doubt: each source has its like in b.
+        noise = _noise((b, c, ha, wa), like).to(like.dtype)
+        windowed = ops.match(noise, noise.flip(3), None, None, beta, True, simple, 2.0, True, *options)
         results += [*windowed[:3], windowed[3].to(acc), windowed[4]]
     return results
 

@@ -152,6 +152,7 @@ def _fake_backward(
     need_beta: bool,
     index: Tensor | None = None,
     kernel_sigma: float = 0.0,
+    portable: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_mask_b = mask_b.new_empty(mask_b.shape) if need_mask_b and mask_b is not None else flow.new_empty(0)
     return (
@@ -163,7 +164,7 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple, ctx.sigma, *_ = inputs
+    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple, ctx.sigma, _, _, ctx.portable = inputs
     flow, lse, confidence, index, score = output
     ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow, lse, index if ctx.sigma > 0 else None)
     ctx.mark_non_differentiable(confidence, index, score)
@@ -197,6 +198,7 @@ def _backward(
         need_beta,
         index,
         ctx.sigma,
+        ctx.portable,
     )
     return (
         grads[0] if need_fa else None,
@@ -209,7 +211,7 @@ def _backward(
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_flow, grad_lse, fa, fb, mask_a, mask_b, beta, _, _, ctx.normalize, _, *ctx.need, _, ctx.sigma = inputs
+    grad_flow, grad_lse, fa, fb, mask_a, mask_b, beta, _, _, ctx.normalize, _, *ctx.need, _, ctx.sigma, _ = inputs
     ctx.save_for_backward(grad_flow, grad_lse, fa, fb, mask_a, mask_b, beta)
     ctx.set_materialize_grads(False)
 
@@ -228,7 +230,7 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
     for_inputs, for_grads = second_derivative(forward, inputs, (grad_flow, grad_lse), wanted)
     for_beta = None if for_inputs[2] is None else sum_to_beta(for_inputs[2], beta)
     for_mask = for_inputs[3] if weighs else None
-    return (*for_grads, for_inputs[0], for_inputs[1], None, for_mask, for_beta, *(None,) * 10)
+    return (*for_grads, for_inputs[0], for_inputs[1], None, for_mask, for_beta, *(None,) * 11)
 
 
 if _library.is_available():

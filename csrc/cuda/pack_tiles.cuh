@@ -53,6 +53,17 @@ struct TileSide {
   int* index = nullptr;       // (B, positions): the pixel of a row, ascending; only rows below count are written
   int* count = nullptr;       // (B): the rows of an image
   int* span_count = nullptr;  // (B, ceil(positions / kCountSpan)): allowed pixels of a span, between the two launches
+
+  // Images [b, b + images), packed already.
+  TileSide some_images(int64_t b, int64_t images) const {
+    TileSide s = *this;
+    s.batch = images;
+    s.features += b * positions * depth;
+    s.scale += b * pitch, s.place += b * pitch;
+    s.index += b * positions, s.count += b;
+    s.span_count = nullptr;
+    return s;
+  }
 };
 
 // How many numbers of 16 bits one feature becomes: float32 at precision "high" is hi + lo.

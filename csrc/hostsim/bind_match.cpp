@@ -63,9 +63,9 @@ py::tuple forward(const py::array& fa, const py::array& fb, const py::object& ma
 py::tuple backward(const py::array& fa, const py::array& fb, const py::object& mask_a, const py::object& mask_b,
                    const py::array& beta, const py::array& flow, const py::array& lse, const py::object& grad_flow,
                    const py::object& grad_lse, bool normalize, bool simple, const std::vector<bool>& need,
-                   size_t chunk_bytes, const py::object& index, double kernel_sigma) {
+                   size_t chunk_bytes, const py::object& index, double kernel_sigma, bool portable) {
   MatchParams p = common(fa, fb, mask_a, mask_b, beta, normalize, simple);
-  p.chunk_bytes = chunk_bytes;
+  p.chunk_bytes = chunk_bytes, p.portable = portable;
   p.index = pointer<int64_t>(index, "index"), p.kernel_sigma = kernel_sigma;
   p.flow = view<4>(flow, "flow"), p.lse = view<3>(lse, "lse");
   p.grad_flow = view<4>(grad_flow, "grad_flow"), p.grad_lse = view<3>(grad_lse, "grad_lse");
@@ -100,7 +100,7 @@ void bind_match(py::module_& m) {
   m.def("match_backward", &backward, py::arg("fa"), py::arg("fb"), py::arg("mask_a"), py::arg("mask_b"),
         py::arg("beta"), py::arg("flow"), py::arg("lse"), py::arg("grad_flow"), py::arg("grad_lse"),
         py::arg("normalize"), py::arg("simple"), py::arg("need"), py::arg("chunk_bytes") = 0,
-        py::arg("index") = py::none(), py::arg("kernel_sigma") = 0.0);
+        py::arg("index") = py::none(), py::arg("kernel_sigma") = 0.0, py::arg("portable") = false);
 }
 
 }  // namespace hostsim

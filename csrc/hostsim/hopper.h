@@ -41,8 +41,9 @@ void bulk_load(void* shared, const void* global, unsigned bytes, uint64_t* bar, 
 struct SharedOperand {
   const unsigned char* start;
   uint64_t layout;  // the descriptor's bits but for the start address
+  bool turned;      // MN-major
 };
-SharedOperand shared_operand(const void* tile, uint64_t layout);
+SharedOperand shared_operand(const void* tile, uint64_t layout, bool turned);
 void wgmma_fence(Place place);
 void wgmma_commit(Place place);
 void wgmma_wait(int pending, Place place);

@@ -104,28 +104,58 @@ void decode(const uint16_t (&halves)[8], bool bfloat16, float (&out)[8]) {
   }
 }
 
-// Rows [first, first + Rows) of an operand. Row r starts 128 r bytes after the first of its 8 rows, and groups of 8
-// rows follow at the stride that the descriptor says; then as many bits of the address from 4 on as its swizzle says
-// (1: three of them, 128 bytes; 2: two; 3: one) are XORed with those from 7 on. What the asynchronous proxy does not
-// see is NaN.
+// Where an operand's pieces of 16 bytes lie, from its descriptor: line l starts 128 l bytes after the first of its 8
+// lines, and groups of 8 lines follow at the stride that the descriptor says; then as many bits of the address from 4
+// on as its swizzle says (1: three of them, 128 bytes; 2: two; 3: one) are XORed with those from 7 on.
+class OperandReader {
+ public:
+  OperandReader(SharedOperand operand, bool bfloat16)
+      : start_(operand.start),
+        view_(async_view(operand.start)),
+        mask_(kMasks[operand.layout >> 62]),
+        group_(static_cast<int>(operand.layout >> 32 & 0x3fff) * 16),
+        box_(static_cast<int>(operand.layout >> 16 & 0x3fff) * 16),
+        bfloat16_(bfloat16) {}
+
+  // Piece `chunk` of a line, in the box-th box of an operand that lies turned. What the asynchronous proxy does not see
+  // is NaN.
+  void read(int box, int line, int chunk, float (&out)[8]) const {
+    const auto begin = reinterpret_cast<uintptr_t>(start_);
+    uintptr_t address = begin + static_cast<uintptr_t>(box * box_ + line / 8 * group_ + line % 8 * 128 + chunk * 16);
+    address ^= (address >> 7 & mask_) << 4;
+    const auto offset = static_cast<std::ptrdiff_t>(address - begin);
+    uint16_t halves[8];
+    std::memcpy(halves, start_ + offset, 16);
+    if (std::memcmp(halves, view_ + offset, 16) != 0) std::memset(halves, 0xff, 16);
+    decode(halves, bfloat16_, out);
+  }
+
+ private:
+  static constexpr uintptr_t kMasks[4] = {0, 7, 3, 1};
+  const unsigned char *start_, *view_;
+  uintptr_t mask_;
+  int group_, box_;
+  bool bfloat16_;
+};
+constexpr uintptr_t OperandReader::kMasks[4];
+
+// Rows [first, first + Rows) of an operand at its 16 depths.
 template <int Rows>
 void read_operand(SharedOperand operand, int first, bool bfloat16, float (&out)[Rows][kK]) {
-  const auto begin = reinterpret_cast<uintptr_t>(operand.start);
-  const unsigned char* const view = async_view(operand.start);
-  constexpr uintptr_t kMasks[4] = {0, 7, 3, 1};
-  const uintptr_t mask = kMasks[operand.layout >> 62];
-  const int stride = static_cast<int>(operand.layout >> 32 & 0x3fff) * 16;
+  const OperandReader reader(operand, bfloat16);
+  float numbers[8];
+  if (operand.turned) {
+    for (int k = 0; k < kK; ++k) {
+      for (int r = 0; r < Rows; r += 8) {
+        reader.read((first + r) / 64, k, (first + r) % 64 / 8, numbers);
+        for (int i = 0; i < 8; ++i) out[r + i][k] = numbers[i];
+      }
+    }
+    return;
+  }
   for (int r = 0; r < Rows; ++r) {
     for (int chunk = 0; chunk < 2; ++chunk) {
-      const int row = first + r;
-      uintptr_t address = begin + static_cast<uintptr_t>(row / 8 * stride + row % 8 * 128 + chunk * 16);
-      address ^= (address >> 7 & mask) << 4;
-      const auto offset = static_cast<std::ptrdiff_t>(address - begin);
-      uint16_t halves[8];
-      std::memcpy(halves, operand.start + offset, 16);
-      if (std::memcmp(halves, view + offset, 16) != 0) std::memset(halves, 0xff, 16);
-      float numbers[8];
-      decode(halves, bfloat16, numbers);
+      reader.read(0, first + r, chunk, numbers);
       std::memcpy(&out[r][8 * chunk], numbers, sizeof(numbers));
     }
   }
@@ -176,6 +206,13 @@ int this_warp() {
 
 void check_operand(SharedOperand operand, int rows, const char* name, const Place& place) {
   const auto within = reinterpret_cast<uintptr_t>(operand.start) % 1024;
+  if (operand.turned) {  // 16 lines of each box
+    for (int box = 0; box < rows / 64; ++box) {
+      const auto offset = static_cast<int>(operand.layout >> 16 & 0x3fff) * 16 * box;
+      check_shared(operand.start + offset, 2048, 1024, "wgmma_m64n128k16");
+    }
+    return;
+  }
   if (within % 32 != 0 || within > 96) {
     fail("wgmma_m64n128k16() at %s: the descriptor of %s is not of a row 0 and a depth of 0, 16, 32 or 48",
          text(place).c_str(), name);
@@ -310,9 +347,9 @@ std::string end_block_wgmma() {
   return {};
 }
 
-SharedOperand shared_operand(const void* tile, uint64_t layout) {
+SharedOperand shared_operand(const void* tile, uint64_t layout, bool turned) {
   check_shared(tile, 1024, 1024, "shared_operand");
-  return {static_cast<const unsigned char*>(tile), layout};
+  return {static_cast<const unsigned char*>(tile), layout, turned};
 }
 
 void wgmma_fence(Place) {

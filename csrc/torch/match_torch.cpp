@@ -64,8 +64,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> match_backward(OptionalTensor grad_fl
                                                           Tensor fb, OptionalTensor mask_a, OptionalTensor mask_b,
                                                           Tensor beta, Tensor flow, Tensor lse, bool normalize,
                                                           bool simple, bool need_fa, bool need_fb, bool need_mask_b,
-                                                          bool need_beta, OptionalTensor index, double kernel_sigma) {
+                                                          bool need_beta, OptionalTensor index, double kernel_sigma,
+                                                          bool portable) {
   MatchParams p = params_of(fa, fb, mask_a, mask_b, beta, normalize, simple);
+  p.portable = portable;
   const DType accumulate = accumulate_type(p.fa.dtype);
   flow = torch::stable::contiguous(flow), lse = torch::stable::contiguous(lse);
   require_flow_and_lse(flow, lse, fa, p.batch, p.height_a, p.width_a, accumulate);
@@ -97,8 +99,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
   m.def(
       "match_backward(Tensor? grad_flow, Tensor? grad_lse, Tensor fa, Tensor fb, Tensor? mask_a, Tensor? mask_b, "
       "Tensor beta, Tensor flow, Tensor lse, bool normalize, bool simple, bool need_fa, bool need_fb, "
-      "bool need_mask_b, bool need_beta, Tensor? index=None, float kernel_sigma=0.0) -> (Tensor grad_fa, Tensor "
-      "grad_fb, Tensor grad_mask_b, Tensor grad_beta)");
+      "bool need_mask_b, bool need_beta, Tensor? index=None, float kernel_sigma=0.0, bool portable=False) -> (Tensor "
+      "grad_fa, Tensor grad_fb, Tensor grad_mask_b, Tensor grad_beta)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cosegflow, CPU, m) {

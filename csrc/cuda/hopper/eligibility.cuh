@@ -28,4 +28,13 @@ const char* why_not(const Params& p, int capability) {
   return nullptr;
 }
 
+// The same of a backward: it multiplies the gradients of scores as halves, so features that are float32 do not take it.
+template <class Params>
+const char* why_not_backward(const Params& p, int capability) {
+  if (!p.simple && !p.portable && p.fa.dtype == DType::kFloat32) {
+    return "gradients of float32 features are formed by multiply-adds, as accurate as float32";
+  }
+  return why_not(p, capability);
+}
+
 }  // namespace cosegflow::hopper

@@ -1,59 +1,18 @@
 // match backward, the tiled path. Chunks of rows whose scores fit the workspace (whole images where several fit):
 //   scores recomputed and turned into ds on the fly (match_score_gradient_kernel.cuh);
 //   grad_a_hat = ds b_hat for the rows of the chunk; grad_b_hat += ds^T a_hat (product_cuda.cuh), chunks in order;
-// then normalize_backward.cuh takes the gradients of normalized rows to the raster, and the kernels here add up what
-// the mask and beta get: one thread a target adds the row tiles of a chunk in order, one block an image adds targets.
-// They read 2 accumulators per row tile and target, 1/64 of what the chunk holds. No atomics anywhere, no barrier but
-// the block sum of grad_beta: the bits are the same on every run. Bound by memory; not measured yet.
+// then normalize_backward.cuh takes the gradients of normalized rows to the raster, and match_mask_gradient.cuh adds up
+// what the mask and beta get. No atomics anywhere: the bits are the same on every run.
 #include "common/dispatch.h"
 #include "match/match_common.cuh"
+#include "match/match_mask_gradient.cuh"
 #include "normalize_backward.cuh"
-#include "primitives/warp_reduce.cuh"
 #include "product_cuda.cuh"
 
 namespace cosegflow::match_cuda {
 namespace {
 
 constexpr size_t kDefaultChunkBytes = size_t{64} << 20;
-
-// sums (images, 2, pitch) = or += the sums over the chunk's row tiles.
-template <class Acc>
-__global__ void __launch_bounds__(256)
-    match_add_columns_kernel(const Acc* columns, const int* count_a, const int* count_b, int64_t images, int row_begin,
-                             int rows, int tile_rows, int row_tiles, int64_t pitch, Acc* sums) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= images * 2 * pitch) return;
-  const int64_t b = i / (2 * pitch), which_and_j = i % (2 * pitch);
-  if (which_and_j % pitch >= count_b[b]) return;
-  const int live = min(rows, count_a[b] - row_begin);
-  Acc sum = row_begin == 0 ? Acc(0) : sums[i];
-  for (int tile = 0; tile * tile_rows < live; ++tile) sum += columns[(b * row_tiles + tile) * 2 * pitch + which_and_j];
-  sums[i] = sum;
-}
-
-// d(loss)/dm_j = sum_i dlogit_ij / m_j, scattered to the raster; excluded targets keep the 0 of the memset.
-template <class Acc>
-__global__ void __launch_bounds__(256)
-    match_mask_gradient_kernel(const Acc* sums, int64_t pitch, const int* count, const int* index, const Acc* weight,
-                               int64_t batch, int64_t positions, int width, View3 grad) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= batch * positions) return;
-  const int64_t b = i / positions, j = i % positions;
-  if (j >= count[b]) return;
-  const int64_t pixel = index[i];
-  static_cast<Acc*>(grad.data)[b * grad.stride[0] + pixel / width * grad.stride[1] + pixel % width * grad.stride[2]] =
-      sums[b * 2 * pitch + j] / weight[i];
-}
-
-template <class Acc>
-__global__ void __launch_bounds__(256)
-    match_beta_gradient_kernel(const Acc* sums, int64_t pitch, const int* count, View1 grad) {
-  const int64_t b = blockIdx.x;
-  Acc sum = Acc(0);
-  for (int j = threadIdx.x; j < count[b]; j += 256) sum += sums[(b * 2 + 1) * pitch + j];
-  sum = block_reduce_sum(sum);
-  if (threadIdx.x == 0) static_cast<Acc*>(grad.data)[b * grad.stride[0]] = sum;
-}
 
 template <class T>
 struct BackwardSpace {
@@ -93,13 +52,6 @@ struct BackwardSpace {
     bytes = arena.bytes();
   }
 };
-
-// The view from image b on.
-template <int Rank>
-View<Rank> from_image(View<Rank> v, int64_t b) {
-  if (v.data != nullptr) v.data = static_cast<char*>(v.data) + b * v.stride[0] * element_size(v.dtype);
-  return v;
-}
 
 // The two products of one chunk.
 template <class T>
@@ -146,14 +98,20 @@ Status chunk(const MatchParams& p, const BackwardSpace<T>& w, int64_t b0, int64_
   args.pitch = w.pitch, args.dscore = w.dscore, args.columns = w.columns;
   if (Status s = launch_score_gradient(args, images, stream); !s.ok()) return s;
   if (w.columns != nullptr) {
-    const int64_t blocks = ceil_div(images * 2 * w.pitch, 256);
-    if (blocks > INT32_MAX) return {"match: too many target pixels for one launch"};
-    if (Status s = launch(&match_add_columns_kernel<Acc>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream,
-                          w.columns, args.a.count, args.b.count, images, args.row_begin, args.rows,
-                          TileExtent<T>::kRows, args.row_tiles, w.pitch, w.sums + b0 * 2 * w.pitch);
-        !s.ok()) {
-      return s;
-    }
+    const ColumnSums<Acc> sums{w.columns,
+                               args.a.count,
+                               args.b.count,
+                               images,
+                               args.row_begin,
+                               args.rows,
+                               row_begin == 0,
+                               TileExtent<T>::kRows,
+                               1,
+                               args.row_tiles,
+                               w.pitch,
+                               2,
+                               w.sums + b0 * 2 * w.pitch};
+    if (Status s = launch_add_columns(sums, stream); !s.ok()) return s;
   }
   return chunk_products(p, w, b0, images, row_begin, rows, stream);
 }
@@ -185,19 +143,9 @@ Status backward(const MatchParams& p, void* workspace, Stream stream) {
   }
   if (Status s = features_gradient(p, w.a, w.grad_a, p.grad_fa, stream); !s.ok()) return s;
   if (Status s = features_gradient(p, w.b, w.grad_b, p.grad_fb, stream); !s.ok()) return s;
-  if (p.grad_mask_b.data != nullptr) {
-    const int64_t n = p.batch * w.b.positions;
-    if (Status s = memset_async(p.grad_mask_b.data, 0, static_cast<size_t>(n) * sizeof(Acc), stream); !s.ok()) return s;
-    if (Status s = launch(&match_mask_gradient_kernel<Acc>, dim3(static_cast<unsigned>(ceil_div(n, 256))), dim3(256), 0,
-                          stream, w.sums, w.pitch, w.b.count, w.b.index, w.b.weight, p.batch, w.b.positions,
-                          static_cast<int>(p.width_b), p.grad_mask_b);
-        !s.ok()) {
-      return s;
-    }
-  }
-  if (p.grad_beta.data == nullptr) return {};
-  return launch(&match_beta_gradient_kernel<Acc>, dim3(static_cast<unsigned>(p.batch)), dim3(256), 0, stream, w.sums,
-                w.pitch, w.b.count, p.grad_beta);
+  return launch_mask_and_beta<Acc>({w.sums, w.pitch, 2, nullptr, w.b.count, w.b.index, p.batch, w.b.positions,
+                                    static_cast<int>(p.width_b), p.mask_b, p.grad_mask_b, p.grad_beta},
+                                   stream);
 }
 
 }  // namespace

@@ -157,6 +157,13 @@ Status launch_forward(const ForwardArgs<T>& args, Stream stream);
 template <class T>
 Status launch_score_gradient(const GradientArgs<T>& args, int64_t images, Stream stream);
 
+// The view from image b on.
+template <int Rank>
+View<Rank> from_image(View<Rank> v, int64_t b) {
+  if (v.data != nullptr) v.data = static_cast<char*>(v.data) + b * v.stride[0] * element_size(v.dtype);
+  return v;
+}
+
 // Whole operations, with their workspaces. match_simple_cuda.cu, match_forward_cuda.cu, match_backward_cuda.cu.
 size_t simple_backward_bytes(const MatchParams& p);
 Status simple_forward(const MatchParams& p, Stream stream);
@@ -166,6 +173,10 @@ Status tiled_forward(const MatchParams& p, void* workspace, Stream stream);
 // match_hopper_cuda.cu
 size_t hopper_forward_bytes(const MatchParams& p);
 Status hopper_forward(const MatchParams& p, void* workspace, Stream stream);
+// match_backward_hopper_cuda.cu; null where it takes the call, else the reason why not
+const char* why_not_hopper_backward(const MatchParams& p, int capability);
+size_t hopper_backward_bytes(const MatchParams& p);
+Status hopper_backward(const MatchParams& p, void* workspace, Stream stream);
 size_t tiled_backward_bytes(const MatchParams& p);
 Status tiled_backward(const MatchParams& p, void* workspace, Stream stream);
 
