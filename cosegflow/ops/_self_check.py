@@ -37,7 +37,7 @@ def _wave(shape: tuple[int, ...], speed: float, like: Tensor) -> Tensor:
 
 
 def _noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Fixed values in [-1, 1] without a period: no two places have nearly the same features, as those of a wave have."""
+    """Fixed values in [-1, 1] without a period: no two pixels have nearly the same features, as with a wave."""
     bits = torch.arange(math.prod(shape), device=like.device, dtype=torch.int64)
     for factor in (2654435761, 2246822519):  # multiplied and mixed modulo 2^32
         bits = bits * factor & 0xFFFFFFFF
@@ -147,7 +147,7 @@ def _correlation(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[T
     b, c, ha, wa, hb, wb = size
     fa, fb = _wave((b, c, ha, wa), 0.7, like).to(like.dtype), _wave((b, c, hb, wb), 1.3, like).to(like.dtype)
     simple = kernels.simple
-    corr = ops.correlation(fa, fb, True, True, simple)
+    corr = ops.correlation(fa, fb, True, True, simple, kernels.precision, kernels.portable)
     grad = _wave(tuple(corr.shape), 0.9, like).to(like.dtype)
     gate = torch.ones_like(corr)  # a score of about 0 may pass or not: the two kernels get the same gate
     return [corr, *ops.correlation_backward(grad, fa, fb, gate, True, True, simple, True, True)]
@@ -174,7 +174,7 @@ PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, Kernels, Size], list[Tensor]], 
 }
 
 
-WITH_PRECISION = ("match", "match_both", "transfer")
+WITH_PRECISION = ("match", "match_both", "transfer", "correlation")
 """These operators take `precision` and `portable`, and have kernels of their own for Hopper."""
 # More for those: several of their tiles, the last ones not full, and more channels than the pipeline holds; row tiles
 # that blocks share, and blocks that walk over several, on a GPU of 132 multiprocessors.
