@@ -70,9 +70,10 @@ struct RingPlace {
   __device__ __forceinline__ unsigned phase() const { return n / kStages & 1; }
 };
 
-// One thread.
+// One thread. A template, since only code for sm_90a has a use of it.
+template <class Ring>
 __device__ __forceinline__ void produce(const KernelArgs& args, const TensorMap& ds_rows, const TensorMap& ds_columns,
-                                        const TensorMap& features_a, const TensorMap& features_b, SharedRing& shared) {
+                                        const TensorMap& features_a, const TensorMap& features_b, Ring& shared) {
   RingPlace place;
   for (int number = static_cast<int>(blockIdx.x); number < args.units; number += static_cast<int>(gridDim.x)) {
     const Unit u = unit_at(args, number);

@@ -143,9 +143,11 @@ Status backward(const MatchParams& p, void* workspace, Stream stream) {
   }
   if (Status s = features_gradient(p, w.a, w.grad_a, p.grad_fa, stream); !s.ok()) return s;
   if (Status s = features_gradient(p, w.b, w.grad_b, p.grad_fb, stream); !s.ok()) return s;
-  return launch_mask_and_beta<Acc>({w.sums, w.pitch, 2, nullptr, w.b.count, w.b.index, p.batch, w.b.positions,
-                                    static_cast<int>(p.width_b), p.mask_b, p.grad_mask_b, p.grad_beta},
-                                   stream);
+  const MaskAndBeta<Acc> mask_and_beta{w.sums,   w.pitch,       2,
+                                       nullptr,  w.b.count,     w.b.index,
+                                       p.batch,  w.b.positions, static_cast<int>(p.width_b),
+                                       p.mask_b, p.grad_mask_b, p.grad_beta};
+  return launch_mask_and_beta(mask_and_beta, stream);
 }
 
 }  // namespace

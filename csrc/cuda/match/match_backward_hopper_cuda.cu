@@ -230,8 +230,9 @@ Status chunk_products(const MatchParams& p, const HopperSpace<T>& w, int64_t b0,
   args.b.partial = images * w.nb * p.channels, args.b.splits = w.plan.splits_b, args.b.accumulate = chunk > 0;
   if (Status s = hopper::launch_gradient_products(args, stream); !s.ok()) return s;
   if (w.parts_a == nullptr) return {};
-  return hopper::launch_add_parts(
-      {w.parts_a, w.plan.splits_a, args.a.partial, live, rows, p.channels, w.out_a + row * p.channels}, stream);
+  const hopper::PartsArgs parts{w.parts_a,  w.plan.splits_a,           args.a.partial, live, rows,
+                                p.channels, w.out_a + row * p.channels};
+  return hopper::launch_add_parts(parts, stream);
 }
 
 template <class T>
@@ -275,9 +276,11 @@ Status backward(const MatchParams& p, void* workspace, Stream stream) {
     const int64_t images = w.plan.images < p.batch - b0 ? w.plan.images : p.batch - b0;
     if (Status s = group(p, w, b0, images, stream); !s.ok()) return s;
   }
-  return launch_mask_and_beta<float>({w.mask_sums, w.plan.pitch, 1, w.beta_sums, w.b.count, w.b.index, p.batch, w.nb,
-                                      static_cast<int>(p.width_b), p.mask_b, p.grad_mask_b, p.grad_beta},
-                                     stream);
+  const MaskAndBeta<float> mask_and_beta{w.mask_sums, w.plan.pitch,  1,
+                                         w.beta_sums, w.b.count,     w.b.index,
+                                         p.batch,     w.nb,          static_cast<int>(p.width_b),
+                                         p.mask_b,    p.grad_mask_b, p.grad_beta};
+  return launch_mask_and_beta(mask_and_beta, stream);
 }
 
 }  // namespace
