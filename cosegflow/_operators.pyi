@@ -32,7 +32,14 @@ class Operators:
         deterministic: bool,
     ) -> tuple[Tensor, Tensor]: ...
     def correlation(
-        self, fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False, simple: bool = False
+        self,
+        fa: Tensor,
+        fb: Tensor,
+        normalize: bool = False,
+        relu: bool = False,
+        simple: bool = False,
+        precision: int = 0,
+        portable: bool = False,
     ) -> Tensor: ...
     def correlation_backward(
         self,

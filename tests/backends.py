@@ -86,8 +86,8 @@ class _Warp(torch.autograd.Function):
 
 class _Correlation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, fa, fb, normalize, relu, simple):
-        corr = hostsim_module().correlation(to_numpy(fa), to_numpy(fb), normalize, relu, simple)
+    def forward(ctx, fa, fb, normalize, relu, simple, kernels):
+        corr = hostsim_module().correlation(to_numpy(fa), to_numpy(fb), normalize, relu, simple, **kernels)
         corr = to_torch(corr)
         ctx.save_for_backward(fa, fb, corr)
         ctx.options = (normalize, relu, simple)
@@ -99,7 +99,7 @@ class _Correlation(torch.autograd.Function):
         arrays = [to_numpy(t) for t in (grad.contiguous(), fa, fb, corr)]
         need = tuple(ctx.needs_input_grad[:2])
         grads = hostsim_module().correlation_backward(*arrays, *ctx.options, need)
-        return (*(to_torch(g, fa.dtype) for g in grads), None, None, None)
+        return (*(to_torch(g, fa.dtype) for g in grads), *(None,) * 4)
 
 
 class _SoftArgmax(torch.autograd.Function):
@@ -190,8 +190,8 @@ class Hostsim:
     def warp(self, x, flow, mode="bilinear", padding="zeros", deterministic=False):
         return _Warp.apply(x, flow.to(accumulate_dtype(x.dtype)), mode, padding, deterministic)
 
-    def correlation(self, fa, fb, normalize=False, relu=False, simple=False):
-        return _Correlation.apply(fa, fb, normalize, relu, simple)
+    def correlation(self, fa, fb, normalize=False, relu=False, simple=False, precision=0, portable=False):
+        return _Correlation.apply(fa, fb, normalize, relu, simple, which_kernels(precision, portable))
 
     def soft_argmax(self, corr, mask_b, beta, simple=False):
         return _SoftArgmax.apply(corr, mask_b, beta, simple, 0.0, False)[:3]
@@ -249,8 +249,9 @@ class Torch:
         flow = flow.to(accumulate_dtype(x.dtype))
         return self._run(torch.ops.cosegflow.warp, x, flow, mode, padding)
 
-    def correlation(self, fa, fb, normalize=False, relu=False, simple=False):
-        return self._run(torch.ops.cosegflow.correlation, fa, fb, normalize, relu, simple)
+    def correlation(self, fa, fb, normalize=False, relu=False, simple=False, precision=0, portable=False):
+        arguments = (fa, fb, normalize, relu, simple)
+        return self._run(torch.ops.cosegflow.correlation, *arguments, precision, portable or self.portable)
 
     def soft_argmax(self, corr, mask_b, beta, simple=False):
         return self._run(torch.ops.cosegflow.soft_argmax, corr, mask_b, beta, simple)[:3]

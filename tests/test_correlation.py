@@ -1,7 +1,10 @@
 """correlation on every backend, against reference.correlation in float64."""
 
+from functools import partial
+
 import pytest
 import torch
+from backends import KERNELS, options_of
 from errors import EPS, assert_close, assert_no_worse
 
 import cosegflow
@@ -26,22 +29,21 @@ def run(function, fa, fb, grad, *options):
     return corr.detach(), fa.grad, fb.grad
 
 
-@pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("normalize, relu", [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_and_gradients(backend, shape, dtype, normalize, relu, simple):
-    if simple and backend.name == "cpu":
-        pytest.skip("the CPU has one kernel")
+def test_values_and_gradients(backend, shape, dtype, normalize, relu, kernels):
+    correlation = partial(backend.correlation, **options_of(kernels, backend, dtype))
     batch, channels, ha, wa, hb, wb = shape
     fa, fb = torch.randn(batch, channels, ha, wa).to(dtype), torch.randn(batch, channels, hb, wb).to(dtype)
     grad = torch.randn(batch, ha, wa, hb, wb).to(dtype)
     exact = run(reference.correlation, fa.double(), fb.double(), grad, normalize, False)
     if relu:  # the gate as the rounded output has it: a score that rounds to 0 passes no gradient
-        gate = run(backend.correlation, fa, fb, grad, normalize, True, simple)[0] > 0
+        gate = run(correlation, fa, fb, grad, normalize, True)[0] > 0
         masked = torch.where(gate, grad.double(), 0.0)
         exact = (exact[0].relu(), *run(reference.correlation, fa.double(), fb.double(), masked, normalize, False)[1:])
-    actual = run(backend.correlation, fa, fb, grad, normalize, relu, simple)
+    actual = run(correlation, fa, fb, grad, normalize, relu)
     plain = run(reference.correlation, fa, fb, grad, normalize, relu)
     for name, a, p, e in zip(("corr", "grad fa", "grad fb"), actual, plain, exact, strict=True):
         assert a.dtype == dtype

@@ -70,6 +70,17 @@ for b, c, ha, wa, hb, wb, chunk in ((3, 40, 20, 17, 27, 19, 1), (5, 136, 40, 30,
         live = np.isfinite(theirs)
         assert (np.isfinite(ours) == live).all() and (np.abs(ours - theirs)[live] <= 1e-4).all()
 """
+# Those of correlation against NumPy: planes and packed rows, streamed in bands and resident for several strips, images
+# with rows for one warpgroup only, rows that are stored by 16 bytes and not.
+CORRELATION_HOPPER = """
+rng = np.random.default_rng(0)
+for b, c, ha, wa, hb, wb in ((1, 264, 50, 48, 13, 16), (5, 136, 40, 30, 9, 16), (2, 40, 9, 13, 16, 17)):
+    fa = rng.standard_normal((b, c, ha, wa)).astype(np.float16)
+    fb = rng.standard_normal((b, c, hb, wb)).astype(np.float16)
+    a, b = (f.astype(np.float32) / np.linalg.norm(f.astype(np.float32), axis=1, keepdims=True) for f in (fa, fb))
+    exact = np.maximum(np.einsum("bcij,bckl->bijkl", a, b, optimize=True), 0)
+    assert (np.abs(sim.correlation(fa, fb, True, True) - exact) <= 1e-3).all()
+"""
 WARP_ODD = """
 x, flow = np.zeros((1, 1, 3, 3), np.float32), np.zeros((1, 2, 5, 7), np.float32)
 sim.warp(x, flow, "bilinear", "zeros")
@@ -91,6 +102,8 @@ HOPPER_PIPELINE = "csrc/cuda/hopper/pipeline.cuh"
 HOPPER_LINE = "csrc/cuda/hopper/work_line.cuh"
 HOPPER_SOFTMAX = "csrc/cuda/hopper/row_softmax.cuh"
 TRANSFER_HOPPER_HOST = "csrc/cuda/transfer/transfer_hopper_cuda.cu"
+CORRELATION_KERNEL = "csrc/cuda/correlation/correlation_hopper_kernel.cuh"
+CORRELATION_STORE = "csrc/cuda/correlation/correlation_store.cuh"
 WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
 WARP_MATH = "csrc/common/warp_math.h"
 CYCLE = "tests/test_cycle_error.py::test_values_and_gradients[hostsim-False-dtype1-shape4]"
@@ -258,6 +271,14 @@ BUGS = [
         ("rows of the first chunk in all", BOTH_HOPPER_HOST, "args.stream.first_row = static_cast<int>(row);", ""),
         ("the weight of a column left in its lse", BOTH_HOPPER_KERNEL, "State::log_sum_exp() - log_weight",
          "State::log_sum_exp()"),
+    )),
+    *(Bug(name, file, old, new, op="correlation", snippet=CORRELATION_HOPPER) for name, file, old, new in (
+        ("bands of row tiles all full", CORRELATION_KERNEL, "min(order_.band, order_.row_tiles - band * order_.band)",
+         "order_.band"),
+        ("rows of the strip before", CORRELATION_KERNEL, "if (++place_.row_tile == order_.row_tiles)",
+         "place_.new_rows = false;\n    if (++place_.row_tile == order_.row_tiles)"),
+        ("boxes of planes in one place", CORRELATION_KERNEL, "to + box * kTurnedBox", "to"),
+        ("lanes store each other's columns", CORRELATION_STORE, "? 8 * lane", "? 8 * (lane ^ 1)"),
     )),
     Bug("one exponential for peaks far apart", BOTH_SOFTMAX, "if (__all_sync(0xffffffffu, near)) {", "if (true) {",
         op="match_both", test="tests/test_match_both_hopper.py::test_peaks_far_apart[hostsim-none-300.0]"),

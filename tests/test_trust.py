@@ -85,8 +85,10 @@ def hostsim_operators(spoil: str | None = None):
         results = module.soft_argmax_backward(*arrays[0], beta, *arrays[1], simple, rest[:3], *convert(rest[3:]))
         return spoiled("soft_argmax_backward", simple, results)
 
-    def correlation(fa, fb, normalize, relu, simple):
-        return spoiled("correlation", simple, [module.correlation(*convert((fa, fb)), normalize, relu, simple)])[0]
+    def correlation(fa, fb, normalize, relu, simple, *kernels):
+        options = named("correlation", *kernels)
+        volume = module.correlation(*convert((fa, fb)), normalize, relu, simple, **options)
+        return spoiled("correlation", simple, [volume])[0]
 
     def correlation_backward(grad, fa, fb, corr, normalize, relu, simple, *need):
         results = module.correlation_backward(*convert((grad, fa, fb, corr)), normalize, relu, simple, need)

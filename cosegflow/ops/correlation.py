@@ -8,8 +8,9 @@ from torch import Tensor
 from cosegflow import _library, reference
 from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import autocast_dtype, autocast_features, without_autocast
+from cosegflow.ops._precision import float32_precision
 from cosegflow.ops._registration import second_derivative
-from cosegflow.ops._trust import SIMPLE, choose
+from cosegflow.ops._trust import PORTABLE, SIMPLE, choose
 
 
 def correlation(fa: Tensor, fb: Tensor, *, normalize: bool = False, relu: bool = False) -> Tensor:
@@ -25,7 +26,8 @@ def correlation(fa: Tensor, fb: Tensor, *, normalize: bool = False, relu: bool =
         relu: clip the result at 0, fused.
 
     Returns:
-        (B, Ha, Wa, Hb, Wb) in the dtype of the features, accumulated in float32 (float64 for float64).
+        (B, Ha, Wa, Hb, Wb) in the dtype of the features, accumulated in float32 (float64 for float64). On CUDA float32
+        products follow ``torch.get_float32_matmul_precision()``.
 
     Raises:
         TypeError: a dtype that is not floating, or two dtypes.
@@ -39,11 +41,20 @@ def correlation(fa: Tensor, fb: Tensor, *, normalize: bool = False, relu: bool =
     if _transforms.reference_wanted():
         with without_autocast(fa):
             return reference.correlation(fa.to(dtype), fb.to(dtype), normalize, relu)
-    simple = choose("correlation", dtype, fa.device) == SIMPLE
-    return _transforms.run("correlation", fa, fb, normalize, relu, simple)
+    precision = float32_precision(dtype, fa.device)
+    kernels = choose("correlation", dtype, fa.device, precision)
+    return _transforms.run("correlation", fa, fb, normalize, relu, kernels == SIMPLE, precision, kernels == PORTABLE)
 
 
-def _fake(fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False, simple: bool = False) -> Tensor:
+def _fake(
+    fa: Tensor,
+    fb: Tensor,
+    normalize: bool = False,
+    relu: bool = False,
+    simple: bool = False,
+    precision: int = 0,
+    portable: bool = False,
+) -> Tensor:
     return fa.new_empty((fa.shape[0], *fa.shape[2:], *fb.shape[2:]))
 
 
@@ -62,7 +73,7 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    fa, fb, ctx.normalize, ctx.relu, ctx.simple = inputs
+    fa, fb, ctx.normalize, ctx.relu, ctx.simple, *_ = inputs
     ctx.save_for_backward(fa, fb, output if ctx.relu else None)
 
 
@@ -72,7 +83,7 @@ def _backward(ctx: Any, grad_corr: Tensor) -> tuple[Tensor | None, ...]:
     grad_fa, grad_fb = _transforms.run(
         "correlation_backward", grad_corr, fa, fb, corr, ctx.normalize, ctx.relu, ctx.simple, need_fa, need_fb
     )
-    return grad_fa if need_fa else None, grad_fb if need_fb else None, None, None, None
+    return grad_fa if need_fa else None, grad_fb if need_fb else None, *(None,) * 5
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -10,6 +10,7 @@ inline Status check_sizes(const CorrelationParams& p) {
   Checks c = pair_sizes(p);
   if (!c.status().ok()) return c.status();
   c.require(is_floating(p.fa.dtype), "fa must be floating");
+  check_precision(c, p.precision);
   return c.require(volume_is_small(p, kMaxElements), kTooManyPairs).status();
 }
 

@@ -1,6 +1,7 @@
 // hostsim: correlation on NumPy arrays. Results are new arrays, in the shapes and dtypes of the C++ API.
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <vector>
 
 #include "cosegflow/correlation.h"
@@ -25,10 +26,13 @@ CorrelationParams params(const py::array& fa, const py::array& fb, bool normaliz
 
 std::vector<py::ssize_t> shape_of(const py::array& a) { return {a.shape(), a.shape() + a.ndim()}; }
 
-py::array forward(const py::array& fa, const py::array& fb, bool normalize, bool relu, bool simple) {
+py::array forward(const py::array& fa, const py::array& fb, bool normalize, bool relu, bool simple, int precision,
+                  bool portable) {
   CorrelationParams p = params(fa, fb, normalize, relu, simple);
+  p.precision = static_cast<Precision>(precision), p.portable = portable;
   const std::vector<py::ssize_t> shape{p.batch, p.height_a, p.width_a, p.height_b, p.width_b};
   py::array corr(fa.dtype(), shape);
+  std::memset(corr.mutable_data(), 0xff, static_cast<size_t>(corr.nbytes()));  // NaN: what is not written shows
   p.corr = pointer(corr, "corr");
   std::vector<char> workspace(correlation_forward_workspace_bytes_cuda(p), char(0xff));  // NaN
   check(correlation_forward_cuda(p, workspace.data(), nullptr));
@@ -59,7 +63,7 @@ py::tuple backward(const py::array& grad_corr, const py::array& fa, const py::ar
 
 void bind_correlation(py::module_& m) {
   m.def("correlation", &forward, py::arg("fa"), py::arg("fb"), py::arg("normalize") = false, py::arg("relu") = false,
-        py::arg("simple") = false);
+        py::arg("simple") = false, py::arg("precision") = 0, py::arg("portable") = false);
   m.def("correlation_backward", &backward, py::arg("grad_corr"), py::arg("fa"), py::arg("fb"), py::arg("corr"),
         py::arg("normalize"), py::arg("relu"), py::arg("simple"), py::arg("need"));
 }

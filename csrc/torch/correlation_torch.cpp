@@ -49,8 +49,9 @@ std::vector<int64_t> volume_sizes(const CorrelationParams& p) {
   return {p.batch, p.height_a, p.width_a, p.height_b, p.width_b};
 }
 
-Tensor correlation(Tensor fa, Tensor fb, bool normalize, bool relu, bool simple) {
+Tensor correlation(Tensor fa, Tensor fb, bool normalize, bool relu, bool simple, int64_t precision, bool portable) {
   CorrelationParams p = params_of(fa, fb, normalize, relu, simple);
+  p.precision = precision_of(precision), p.portable = portable;
   Tensor corr = empty(fa, volume_sizes(p), p.fa.dtype);
   p.corr = corr.data_ptr();
   if (p.batch > 0) execute<Forward>(fa, p);
@@ -84,7 +85,9 @@ std::tuple<Tensor, Tensor> correlation_backward(Tensor grad_corr, Tensor fa, Ten
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
-  m.def("correlation(Tensor fa, Tensor fb, bool normalize=False, bool relu=False, bool simple=False) -> Tensor");
+  m.def(
+      "correlation(Tensor fa, Tensor fb, bool normalize=False, bool relu=False, bool simple=False, int precision=0, "
+      "bool portable=False) -> Tensor");
   m.def(
       "correlation_backward(Tensor grad_corr, Tensor fa, Tensor fb, Tensor? corr, bool normalize, bool relu, "
       "bool simple, bool need_fa, bool need_fb) -> (Tensor grad_fa, Tensor grad_fb)");

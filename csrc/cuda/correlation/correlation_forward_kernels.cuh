@@ -1,63 +1,53 @@
-// correlation forward: packed features in (pack.cuh), the volume out; norms, relu and rounding in the epilogue.
+// correlation forward: packed features in, the volume out; norms, relu and rounding in the epilogue.
 //
-// Half types: a block walks along a strip of 128 x 128 tiles of the volume on tensor cores (registers, the 64 KiB ring
-//   and the pipeline: mma_tile_product.cuh). The epilogue runs while the next tile is on its way. A quad of lanes holds
-//   8 neighbouring columns of a row, 2 each; four such groups are turned among the four lanes by shuffles, so that
-//   every lane writes 16 bytes and a quad 64.
-// float and double: a block owns one 128 x 128 (64 x 64) tile and multiplies with FMAs (tile_product.cuh), 128
+// Half types, and float32 as bfloat16 terms (pack_tiles.cuh): a block walks along a strip of 128 x 128 tiles of the
+// volume
+//   on tensor cores (registers, the 64 KiB ring and the pipeline: mma_tile_product.cuh). The epilogue runs while the
+//   next tile is on its way, and stores 16 bytes a lane (correlation_store.cuh).
+// float and double (pack.cuh): a block owns one 128 x 128 (64 x 64) tile and multiplies with FMAs (tile_product.cuh),
+// 128
 //   registers and 16 KiB of shared memory; 16-byte stores.
 // Must move: M * N elements out and (M + N) * C in; 2 * M * N * C FLOPs. The half kernel is bound by the volume's
 //   write below C ~ 500 (H100: 3.3 TB/s against ~400 TFLOP/s of mma.sync), the others by FMAs.
-//   Fraction of the limit reached: not measured yet.
+//   Fraction of the limit reached: see docs/kernels/correlation.md.
 #pragma once
 
 #include <cstring>
 
 #include "common/half.h"
+#include "correlation/correlation_store.cuh"
 #include "cosegflow/correlation.h"
 #include "mma_tile_product.cuh"
 #include "pack.cuh"
+#include "pack_tiles.cuh"
 #include "tile_product.cuh"
 
 namespace cosegflow::correlation_cuda {
 
+// The scores of a thread of mma.sync's tiles, as store_tile wants them.
 template <class T>
-struct ForwardArgs {
-  PackedSide<T> a, b;
-  T* corr;
-  bool relu;
-  bool vectors;       // rows of corr are aligned to 16 bytes
-  int strip, strips;  // half types: tiles of a strip, strips of a row of tiles
+struct MmaThreadTile {
+  using Mma = MmaTileProduct<T>;
+  using Accumulators = typename Mma::Accumulators;
+  static constexpr int kRows = Mma::kThreadRows, kColumns = Mma::kThreadCols;
+  static __device__ __forceinline__ int row(int r) { return Mma::row(r); }
+  static __device__ __forceinline__ int column(int c) { return Mma::col(c); }
+  static __device__ __forceinline__ float& value(Accumulators& acc, int r, int c) { return Mma::value(acc, r, c); }
 };
 
-// The value of the volume from the plain inner product. A NaN stays one.
-template <class Acc>
-__device__ __forceinline__ Acc finish(Acc product, Acc scale, bool relu) {
-  const Acc value = product * scale;
-  return relu && value < Acc(0) ? Acc(0) : value;
-}
+template <class T, class Out>
+struct MmaArgs {
+  TileSide<T> a, b;
+  Out* corr;
+  bool relu;
+  bool vectors;       // rows of corr are aligned to 16 bytes
+  int strip, strips;  // tiles of a strip, strips of a row of tiles
+};
 
-// Lane q of a quad gives word u to lane u: afterwards word u of lane q is what word q of lane u was. Selects instead of
-// indices that depend on the lane keep the words in registers.
-__device__ __forceinline__ void transpose_in_quad(uint32_t (&word)[4]) {
-  const bool odd = threadIdx.x % 2 != 0, upper = threadIdx.x / 2 % 2 != 0;
-#pragma unroll
-  for (int u = 0; u < 4; u += 2) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? word[u] : word[u + 1], 1);
-    word[u] = odd ? got : word[u];
-    word[u + 1] = odd ? word[u + 1] : got;
-  }
-#pragma unroll
-  for (int u = 0; u < 2; ++u) {
-    const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? word[u] : word[u + 2], 2);
-    word[u] = upper ? got : word[u];
-    word[u + 2] = upper ? word[u + 2] : got;
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(256, 2) correlation_mma_kernel(ForwardArgs<T> args) {
+template <class T, class Out>
+__global__ void __launch_bounds__(256, 2) correlation_mma_kernel(MmaArgs<T, Out> args) {
   using Mma = MmaTileProduct<T>;
+  using Tile = MmaThreadTile<T>;
   CSF_DYNAMIC_SHARED(T, shared);
   const int rows = static_cast<int>(args.a.positions), cols = static_cast<int>(args.b.positions);
   const int row_tiles = (rows + Mma::kRows - 1) / Mma::kRows, col_tiles = (cols + Mma::kCols - 1) / Mma::kCols;
@@ -66,7 +56,7 @@ __global__ void __launch_bounds__(256, 2) correlation_mma_kernel(ForwardArgs<T> 
   const int64_t b = blockIdx.x / args.strips / row_tiles;
 
   typename Mma::Strip work;
-  work.depth = static_cast<int>(args.a.padded_channels);
+  work.depth = static_cast<int>(args.a.depth);
   work.a = args.a.features + (b * rows + i0) * work.depth;
   work.b = args.b.features + b * cols * work.depth;
   work.rows = min(rows - i0, Mma::kRows);
@@ -76,60 +66,31 @@ __global__ void __launch_bounds__(256, 2) correlation_mma_kernel(ForwardArgs<T> 
 
   const auto epilogue = [&](int tile, typename Mma::Accumulators& acc) {
     const int j0 = tile * Mma::kCols;
-    float scale_a[Mma::kThreadRows];  // not kept during the product: every register counts there
+    // Norms are not kept during the product: every register counts there. There are some up to a multiple of
+    // kTileRowStep.
+    const Scale* const of_a = args.a.scale + b * args.a.pitch + i0;
+    const Scale* const of_b = args.b.scale + b * args.b.pitch + j0;
+    float scale_a[Tile::kRows];
 #pragma unroll
-    for (int r = 0; r < Mma::kThreadRows; ++r) {
-      const int i = i0 + Mma::row(r);
-      scale_a[r] = i < rows ? args.a.inv_norm[b * rows + i] : 0.0f;
-    }
-#pragma unroll
-    for (int c = 0; c < Mma::kThreadCols; ++c) {
-      const int j = j0 + Mma::col(c);
-      const float scale_b = j < cols ? args.b.inv_norm[b * cols + j] : 0.0f;
-#pragma unroll
-      for (int r = 0; r < Mma::kThreadRows; ++r) {
-        float& value = Mma::value(acc, r, c);
-        value = finish(value, scale_a[r] * scale_b, args.relu);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < Mma::kThreadRows; ++r) {
-      const int i = i0 + Mma::row(r);
-      T* const line = args.corr + (b * rows + i) * cols;
-#pragma unroll
-      for (int c0 = 0; c0 < Mma::kThreadCols; c0 += 8) {
-        uint32_t word[4];
-#pragma unroll
-        for (int u = 0; u < 4; ++u) {
-          const T low = from_float<T>(Mma::value(acc, r, c0 + 2 * u));
-          const T high = from_float<T>(Mma::value(acc, r, c0 + 2 * u + 1));
-          word[u] = low.bits | static_cast<uint32_t>(high.bits) << 16;
-        }
-        if (args.vectors) {
-          transpose_in_quad(word);
-          // Column c0 + 2 u of lane q is 8 u + 2 q further than the first of lane 0; now it is 8 q + 2 u.
-          const int quad_lane = static_cast<int>(threadIdx.x % 4);
-          const int j = j0 + Mma::col(c0) - 2 * quad_lane + 8 * quad_lane;
-          if (i < rows && j < cols) {
-            __stcs(reinterpret_cast<uint4*>(line + j), make_uint4(word[0], word[1], word[2], word[3]));
-          }
-        } else {
-#pragma unroll
-          for (int u = 0; u < 4; ++u) {
-            const int j = j0 + Mma::col(c0 + 2 * u);
-            if (i < rows && j < cols) line[j] = T{static_cast<uint16_t>(word[u])};
-            if (i < rows && j + 1 < cols) line[j + 1] = T{static_cast<uint16_t>(word[u] >> 16)};
-          }
-        }
-      }
-    }
+    for (int r = 0; r < Tile::kRows; ++r) scale_a[r] = of_a[Tile::row(r)].inv_norm;
+    store_tile<Tile, Out>(acc, scale_a, [&](int c) { return of_b[Tile::column(c)].inv_norm; },
+                          {args.corr + (b * rows + i0) * cols + j0, cols, work.rows, min(cols - j0, Mma::kCols),
+                           args.relu, args.vectors});
   };
   Mma::run(shared, work, [](int) {}, epilogue);
 }
 
+template <class T>
+struct FmaArgs {
+  PackedSide<T> a, b;
+  T* corr;
+  bool relu;
+  bool vectors;  // rows of corr are aligned to 16 bytes
+};
+
 // T is float or double.
 template <class T>
-__global__ void __launch_bounds__(256, 2) correlation_fma_kernel(ForwardArgs<T> args) {
+__global__ void __launch_bounds__(256, 2) correlation_fma_kernel(FmaArgs<T> args) {
   using Tile = score_tile_t<T>;
   using Shared = typename Tile::Shared;
   using Vector = typename Tile::Vector;
@@ -167,7 +128,7 @@ __global__ void __launch_bounds__(256, 2) correlation_fma_kernel(ForwardArgs<T> 
       Vector out;
 #pragma unroll
       for (int e = 0; e < Tile::kVector; ++e) {
-        out.value[e] = finish(acc[m][n + e], scale_a * scale_b[e], args.relu);
+        out.value[e] = finish(acc[m][n + e], scale_a, scale_b[e], args.relu);
       }
       T* const at = args.corr + (b * rows + i) * cols + j;
       if (args.vectors && j < cols) {

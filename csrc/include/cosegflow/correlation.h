@@ -11,6 +11,9 @@ struct CorrelationParams {
   bool normalize = false;  // divide each feature by max(its L2 norm over C, 1e-12)
   bool relu = false;       // clip at 0
   bool simple = false;     // CUDA: the plainly right kernels instead of the fast ones
+  bool portable = false;   // CUDA: of the fast kernels those that run on every architecture, not this one's own
+  // CUDA, float32: how the forward's products are rounded on the way to float32 sums.
+  Precision precision = Precision::kHighest;
 
   View4 fa, fb;  // (B, C, H, W), one floating type
 
