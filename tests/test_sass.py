@@ -66,8 +66,8 @@ def after_product(code: list[str]) -> list[str]:
 
 
 def test_there_are_kernels(kernels):
-    names = {re.search(r"\d(match|match_both|transfer)_hopper_kernel", name)[1] for name in kernels}
-    assert names == {"match", "match_both", "transfer"}
+    names = {re.search(r"\d([a-z_]+)_hopper_kernel", name)[1] for name in kernels}
+    assert names == {"match", "match_both", "match_backward", "transfer", "correlation"}
 
 
 def test_intended_instructions(kernels):
@@ -75,7 +75,7 @@ def test_intended_instructions(kernels):
         counts = mix(code)
         assert counts["HGMMA"] == 8, f"{name}: 4 steps of depth times 2 halves of the rows"  # one loop, unrolled once
         assert counts["UTMALDG"] >= 2, f"{name}: tiles of a and of b by TMA"
-        assert counts["UBLKCP"] >= 2, f"{name}: the numbers of columns by bulk copies"
+        assert counts["UBLKCP"] >= 2 or "correlation" in name, f"{name}: the numbers of columns by bulk copies"
         assert counts["SYNCS"] >= 10 and counts["USETMAXREG"] == 2, name
         assert counts["HMMA"] == 0, f"{name}: a product on the slower path"
 
@@ -104,3 +104,21 @@ def test_softmax_of_match(kernels):
         assert counts["FMNMX"] == SCORES, name
         rare = SCORES  # the norms of rows where beta is huge
         assert sum(counts.values()) - rare <= INSTRUCTIONS["match"] * SCORES, f"{name}: {counts}"
+
+
+def test_stores_of_correlation(kernels):
+    """16 bytes at a time, which nobody reads soon, and no more instructions than docs/kernels/correlation.md says."""
+    halves = {
+        name: code
+        for name, code in kernels.items()
+        if re.search("correlation_hopper_kernelINS_(8BFloat16|4Half)ES", name)
+    }
+    assert len(halves) == 4  # both types, from planes and from packed rows
+    for name, code in halves.items():
+        last_wait = next(i for i, line in enumerate(code) if line.startswith("WARPGROUP.DEPBAR.LE gsb0, 0x0"))
+        stores = [i for i, line in enumerate(code) if line.startswith("STG.E.EF.128")]
+        assert len(stores) == 2 * SCORES // 8, f"{name}: with relu and without"
+        one_way = code[last_wait : stores[SCORES // 8 - 1] + 1]
+        counts = mix(one_way)
+        assert counts["SHFL"] == counts["F2FP"] == SCORES // 2, f"{name}: {counts}"
+        assert len(one_way) <= 5.3 * SCORES, f"{name}: {counts}"

@@ -240,7 +240,8 @@ void fuzz_correlation(Input input, bool backward) {
   Backend backend(c);
   CorrelationParams p;
   sizes_of_pair(c, p);
-  p.normalize = c.input().flag(), p.relu = c.input().flag(), p.simple = c.input().flag();
+  p.normalize = c.input().flag(), p.relu = c.input().flag();
+  kernels(c, p);
   features(c, p, backward);
   const std::array<int64_t, 5> volume{p.batch, p.height_a, p.width_a, p.height_b, p.width_b};
   if (backward) c.array(p.grad_corr, "grad_corr", p.fa.dtype, volume, false);
