@@ -13,7 +13,7 @@ namespace {
 struct Copy {
   void* destination;
   const void* source;
-  bool valid;
+  size_t bytes, valid_bytes;
   int group;
 };
 
@@ -43,15 +43,17 @@ void begin_block_async() {
   }
 }
 
-void async_copy_issue(void* shared_dst, const void* global_src, bool valid) {
-  check_shared(shared_dst, 16, 16, "cp.async");
-  if (reinterpret_cast<uintptr_t>(global_src) % 16 != 0) {
-    fail("cp.async: the source address %p is not aligned to 16 bytes", global_src);
+void async_copy_issue(void* shared_dst, const void* global_src, int bytes, int valid_bytes) {
+  const size_t size = static_cast<size_t>(bytes), valid = static_cast<size_t>(valid_bytes);
+  check_shared(shared_dst, size, size, "cp.async");
+  if (reinterpret_cast<uintptr_t>(global_src) % size != 0) {
+    fail("cp.async: the source address %p is not aligned to %d bytes", global_src, bytes);
   }
-  if (valid && global_src == nullptr) fail("cp.async: the source is null");
-  std::memset(shared_dst, 0xff, 16);
+  if (valid_bytes < 0 || valid_bytes > bytes) fail("cp.async: %d of %d bytes are asked for", valid_bytes, bytes);
+  if (valid != 0 && global_src == nullptr) fail("cp.async: the source is null");
+  std::memset(shared_dst, 0xff, size);
   Queue& q = mine();
-  q.copies.push_back({shared_dst, global_src, valid, q.committed});
+  q.copies.push_back({shared_dst, global_src, size, valid, q.committed});
 }
 
 void async_copy_commit() { ++mine().committed; }
@@ -61,11 +63,8 @@ void async_copy_wait(int pending) {
   size_t done = 0;
   for (; done < q.copies.size() && q.copies[done].group < q.committed - pending; ++done) {
     const Copy& c = q.copies[done];
-    if (c.valid) {
-      std::memcpy(c.destination, c.source, 16);
-    } else {
-      std::memset(c.destination, 0, 16);
-    }
+    if (c.valid_bytes != 0) std::memcpy(c.destination, c.source, c.valid_bytes);
+    std::memset(static_cast<char*>(c.destination) + c.valid_bytes, 0, c.bytes - c.valid_bytes);
   }
   q.copies.erase(q.copies.begin(), q.copies.begin() + static_cast<std::ptrdiff_t>(done));
 }

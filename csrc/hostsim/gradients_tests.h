@@ -2,12 +2,17 @@
 #pragma once
 
 #include "cosegflow/types.h"
+#include "gradient_product_mma.cuh"
 #include "normalize_backward.cuh"
 
 namespace cosegflow {
 
-// args.grad_f_hat and what else there is, for T of `type`; the pointers are to that type.
 template <class T>
 Status run_normalize_backward(const NormalizeBackwardArgs<T>& args, Stream stream);
+
+// T is Half or BFloat16.
+template <class T>
+Status run_gradient_product(const ProductArgs<T>& args, const HalfLhs<T>& lhs, bool transposed,
+                            const ProductSplits& splits, Stream stream);
 
 }  // namespace cosegflow

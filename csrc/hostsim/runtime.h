@@ -100,7 +100,7 @@ std::string describe_shared(const void* p);
 
 // ---- cp.async (async_copy.cpp) --------------------------------------------------------------------------------------
 
-void async_copy_issue(void* shared_dst, const void* global_src, bool valid);
+void async_copy_issue(void* shared_dst, const void* global_src, int bytes, int valid_bytes);
 void async_copy_commit();
 void async_copy_wait(int pending);
 

@@ -1,14 +1,16 @@
 // correlation backward on CUDA: per side, a product of the (gated) gradient of the volume with the other side's
-// features (correlation_gradient_mma.cuh, product_cuda.cuh) and the backward of the normalization
-// (normalize_backward.cuh).
+// normalized features (gradient_product_mma.cuh, product_cuda.cuh) and the backward of the normalization
+// (normalize_backward.cuh). Tensor cores multiply features that have been rounded to their type after normalization, as
+// in a product of half matrices; the factor 1 / norm can be put nowhere else, since the gradient of the volume is
+// given.
 #include <algorithm>
 
 #include "common/arena.h"
 #include "common/dispatch.h"
 #include "correlation/correlation_dispatch.cuh"
-#include "correlation/correlation_gradient_mma.cuh"
 #include "correlation/correlation_simple_kernels.cuh"
 #include "cosegflow/correlation.h"
+#include "gradient_product_mma.cuh"
 #include "normalize_backward.cuh"
 #include "pack.cuh"
 #include "product_cuda.cuh"
@@ -32,12 +34,31 @@ struct GatedLhs {
   }
 };
 
+struct alignas(16) EightHalves {
+  uint16_t bits[8];
+};
+
+// Rows of norm 1. A thread takes 8 neighbouring channels. Moves 4 bytes a value: bound by memory.
+template <class T>
+__global__ void __launch_bounds__(256) correlation_unit_rows_kernel(PackedSide<T> side, T* out) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  const int64_t pieces = side.padded_channels / 8;
+  if (i >= side.batch * side.positions * pieces) return;
+  const float inv_norm = side.inv_norm[i / pieces];
+  EightHalves f = reinterpret_cast<const EightHalves*>(side.features)[i];
+#pragma unroll
+  for (int e = 0; e < 8; ++e) f.bits[e] = from_float<T>(to_float(T{f.bits[e]}) * inv_norm).bits;
+  reinterpret_cast<EightHalves*>(out)[i] = f;
+}
+
 template <class T>
 struct Workspace {
   using Acc = accumulate_t<T>;
   PackedSide<T> a, b;    // fast
   Acc *norm_a, *norm_b;  // simple
-  Acc* grad_f_hat;       // (B, positions, C) of one side after the other
+  T* unit = nullptr;     // (B, positions, padded channels) of one side after the other: normalized halves
+  int splits_a = 1, splits_b = 1;
+  Acc* grad_f_hat;  // (splits, B, positions, C) of one side after the other
   size_t bytes;
   Workspace(const CorrelationParams& p, void* base) {
     Arena arena(base);
@@ -46,8 +67,13 @@ struct Workspace {
       norm_a = arena.take<Acc>(p.batch * na), norm_b = arena.take<Acc>(p.batch * nb);
     } else {
       a = take_packed_side<T>(arena, p.batch, na, p.channels), b = take_packed_side<T>(arena, p.batch, nb, p.channels);
+      if constexpr (sizeof(T) == 2) {
+        if (p.normalize) unit = arena.take<T>(p.batch * std::max(na, nb) * a.padded_channels);
+        splits_a = choose_product_splits<T>(p.batch, na, p.channels, nb);
+        splits_b = choose_product_splits<T>(p.batch, nb, p.channels, na);
+      }
     }
-    grad_f_hat = arena.take<Acc>(p.batch * std::max(na, nb) * p.channels);
+    grad_f_hat = arena.take<Acc>(p.batch * std::max(splits_a * na, splits_b * nb) * p.channels);
     bytes = arena.bytes();
   }
 };
@@ -58,20 +84,26 @@ Status gradient_product(const CorrelationParams& p, const Workspace<T>& w, Strea
   const PackedSide<T>&self = kSelfIsA ? w.a : w.b, &other = kSelfIsA ? w.b : w.a;
   const T* const grad = static_cast<const T*>(p.grad_corr);
   const T* const corr = p.relu ? static_cast<const T*>(p.corr) : nullptr;
+  const int64_t pitch = w.b.positions, image = w.a.positions * w.b.positions;
+  ProductArgs<T> product;
+  product.batch = p.batch, product.rows = self.positions, product.depth = other.positions;
+  product.channels = p.channels, product.padded_channels = other.padded_channels;
+  product.rhs = other.features, product.rhs_rows = other.positions;
+  product.out = w.grad_f_hat, product.out_rows = self.positions;
   if constexpr (sizeof(T) == 2) {
-    const auto misaligned = [](const T* x) { return reinterpret_cast<uintptr_t>(x) % 16 != 0; };
-    const bool vectors = w.b.positions % 8 == 0 && !misaligned(grad) && !misaligned(corr);
-    const GradientMmaArgs<T> args{grad, corr, vectors, p.normalize, other, self.positions, w.grad_f_hat};
-    return launch_gradient_mma<T, kSelfIsA>(args, stream);
+    if (p.normalize) {
+      const int64_t blocks = ceil_div(p.batch * other.positions * (other.padded_channels / 8), 256);
+      if (blocks > INT32_MAX) return {"correlation: the features are too large for one launch"};
+      Status s = launch(&correlation_unit_rows_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream,
+                        other, w.unit);
+      if (!s.ok()) return s;
+      product.rhs = w.unit;
+    }
+    const ProductSplits splits{kSelfIsA ? w.splits_a : w.splits_b, p.batch * self.positions * p.channels};
+    return launch_gradient_product<!kSelfIsA>(product, HalfLhs<T>{grad, pitch, image, corr}, stream, splits);
   } else {
-    const GatedLhs<T> lhs{grad, corr, w.b.positions, w.a.positions * w.b.positions};
-    ProductArgs<T> product;
-    product.batch = p.batch, product.rows = self.positions, product.depth = other.positions;
-    product.channels = p.channels, product.padded_channels = other.padded_channels;
-    product.rhs = other.features, product.rhs_rows = other.positions;
-    product.scale = p.normalize ? other.inv_norm : nullptr;
-    product.out = w.grad_f_hat, product.out_rows = self.positions;
-    return launch_gradient_product<!kSelfIsA>(product, lhs, stream);
+    if (p.normalize) product.scale = other.inv_norm;
+    return launch_gradient_product<!kSelfIsA>(product, GatedLhs<T>{grad, corr, pitch, image}, stream);
   }
 }
 
@@ -84,6 +116,8 @@ Status backward_fast(const CorrelationParams& p, const Workspace<T>& w, T* grad,
   normalize.channels = p.channels, normalize.padded_channels = self.padded_channels;
   normalize.normalize = p.normalize;
   normalize.grad_f_hat = w.grad_f_hat, normalize.features = self.features, normalize.inv_norm = self.inv_norm;
+  normalize.partials = kSelfIsA ? w.splits_a : w.splits_b;
+  normalize.partial_stride = p.batch * self.positions * p.channels;
   normalize.grad = grad;
   return launch_normalize_backward(normalize, stream);
 }

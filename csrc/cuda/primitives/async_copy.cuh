@@ -1,6 +1,6 @@
-// cp.async: copies of 16 bytes from global to shared memory that run while the thread goes on. A thread groups the
-// copies it has issued (commit) and waits until at most `Pending` of its newest groups are unfinished. The wait is for
-// the thread's own copies: other threads see them after a __syncthreads() that follows the wait.
+// cp.async: copies of 16 (8, 4) bytes from global to shared memory that run while the thread goes on. A thread groups
+// the copies it has issued (commit) and waits until at most `Pending` of its newest groups are unfinished. The wait is
+// for the thread's own copies: other threads see them after a __syncthreads() that follows the wait.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,8 +13,10 @@ namespace cosegflow {
 
 // The copy happens at the wait that covers it, the latest moment that the hardware may choose. Until then the
 // destination holds NaN, so a missing or too weak wait shows, and so does overwriting a stage that is still read.
-inline void cp_async_16(void* shared_dst, const void* global_src, bool valid) {
-  hostsim::async_copy_issue(shared_dst, global_src, valid);
+template <int kBytes>
+inline void cp_async(void* shared_dst, const void* global_src, int valid_bytes) {
+  static_assert(kBytes == 16 || kBytes == 8 || kBytes == 4, "cp.async copies 16, 8 or 4 bytes");
+  hostsim::async_copy_issue(shared_dst, global_src, kBytes, valid_bytes);
 }
 inline void cp_async_commit() { hostsim::async_copy_commit(); }
 template <int Pending>
@@ -25,16 +27,24 @@ inline void cp_async_wait() {
 
 #else
 
-// Where !valid, the destination is filled with zeros and the source is not read (it must not even be mapped, but the
-// pointer must be 16-byte aligned).
-__device__ __forceinline__ void cp_async_16(void* shared_dst, const void* global_src, bool valid) {
+// Copies the first valid_bytes (0 .. kBytes) and fills the rest of the kBytes with zeros; no more than those are read
+// (the source need not even be mapped where there are none), but both pointers must be aligned to kBytes.
+template <int kBytes>
+__device__ __forceinline__ void cp_async(void* shared_dst, const void* global_src, int valid_bytes) {
+  static_assert(kBytes == 16 || kBytes == 8 || kBytes == 4, "cp.async copies 16, 8 or 4 bytes");
 #if __CUDA_ARCH__ >= 800
   const uint32_t dst = static_cast<uint32_t>(__cvta_generic_to_shared(shared_dst));
   const uint64_t src = static_cast<uint64_t>(__cvta_generic_to_global(global_src));
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
+  if constexpr (kBytes == 16) {  // .cg: past L1
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid_bytes) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(dst), "l"(src), "n"(kBytes), "r"(valid_bytes)
+                 : "memory");
+  }
 #else
-  *static_cast<uint4*>(shared_dst) = valid ? *static_cast<const uint4*>(global_src) : make_uint4(0, 0, 0, 0);
+  for (int i = 0; i < kBytes; ++i) {
+    static_cast<char*>(shared_dst)[i] = i < valid_bytes ? static_cast<const char*>(global_src)[i] : char(0);
+  }
 #endif
 }
 
@@ -53,5 +63,10 @@ __device__ __forceinline__ void cp_async_wait() {
 }
 
 #endif
+
+// 16 bytes, or 16 zeros.
+__device__ __forceinline__ void cp_async_16(void* shared_dst, const void* global_src, bool valid) {
+  cp_async<16>(shared_dst, global_src, valid ? 16 : 0);
+}
 
 }  // namespace cosegflow
