@@ -234,32 +234,32 @@ class RingConsumer {
   unsigned n_ = 0, tiles_ = 0, loads_a_ = 0, resident_ = 0;
 };
 
-// 1 / norm of the thread's rows, or columns, from the first row (column) of the warpgroup's tile on; there is memory
-// for all of them. 1 where there are no norms.
-__device__ __forceinline__ void load_row_norms(float (&inv_norm)[ThreadTile::kRows], const Scale* scale) {
+// 1 / norm of the thread's rows and columns of a tile of the warpgroup; there is memory for all of them.
+struct Norms {
+  float row[ThreadTile::kRows], column[ThreadTile::kColumns];
+
+  __device__ __forceinline__ Norms() {  // 1: without normalization they stay so
 #pragma unroll
-  for (int r = 0; r < ThreadTile::kRows; ++r) {
-    inv_norm[r] = scale == nullptr ? 1.0f : scale[ThreadTile::row(r)].inv_norm;
-  }
-}
-__device__ __forceinline__ void load_column_norms(float (&inv_norm)[ThreadTile::kColumns], const Scale* scale) {
-  if (scale == nullptr) {
+    for (float& f : row) f = 1.0f;
 #pragma unroll
-    for (float& f : inv_norm) f = 1.0f;
-    return;
+    for (float& f : column) f = 1.0f;
   }
-  const auto* const pair = reinterpret_cast<const hopper::ScalePair*>(scale + ThreadTile::column(0));
+  // From the tile's first row, or column, on.
+  __device__ __forceinline__ void load_rows(const Scale* scale) {
 #pragma unroll
-  for (int c = 0; c < ThreadTile::kColumns; c += 2) {
-    const hopper::ScalePair two = pair[c * 2];
-    inv_norm[c] = two.at[0].inv_norm, inv_norm[c + 1] = two.at[1].inv_norm;
+    for (int r = 0; r < ThreadTile::kRows; ++r) row[r] = scale[ThreadTile::row(r)].inv_norm;
   }
-}
+  __device__ __forceinline__ void load_columns(const Scale* scale) {
+    scale += ThreadTile::column(0);
+#pragma unroll
+    for (int c = 0; c < ThreadTile::kColumns; ++c) column[c] = scale[c / 2 * 8 + c % 2].inv_norm;
+  }
+};
 
 template <class T, class Out, Major kMajor>
 __device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing& shared) {
   RingConsumer<T, kMajor> ring(shared, args.slabs);
-  float scale_a[ThreadTile::kRows];
+  Norms norms;
   TileWalk walk(args.order);
   while (walk.next()) {
     const TilePlace& tile = walk.place();
@@ -270,19 +270,20 @@ __device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing&
       ring.skip();
       continue;
     }
-    // Before the products, which hide the wait for them.
-    if (tile.new_rows) {
-      load_row_norms(scale_a, args.scale_a == nullptr ? nullptr : args.scale_a + tile.image * args.pitch_a + row);
+    if (args.scale_a != nullptr) {  // before the products, which hide the wait for them
+      if (tile.new_rows) norms.load_rows(args.scale_a + tile.image * args.pitch_a + row);
+      norms.load_columns(args.scale_b + tile.image * args.pitch_b + column);
     }
-    float scale_b[ThreadTile::kColumns];
-    load_column_norms(scale_b, args.scale_b == nullptr ? nullptr : args.scale_b + tile.image * args.pitch_b + column);
     ThreadTile::Accumulators acc;
     ring.multiply(acc);
     const auto left = [](int64_t n, int most) { return static_cast<int>(n < most ? n : most); };
-    store_tile<ThreadTile, Out>(
-        acc, scale_a, [&](int c) { return scale_b[c]; },
-        {args.corr + (tile.image * args.rows + row) * args.cols + column, args.cols,
-         left(args.rows - row, kWarpgroupRows), left(args.cols - column, kCols), args.relu, args.vectors});
+    const VolumeTile<Out> to = {args.corr + (tile.image * args.rows + row) * args.cols + column,
+                                args.cols,
+                                left(args.rows - row, kWarpgroupRows),
+                                left(args.cols - column, kCols),
+                                args.relu,
+                                args.vectors};
+    store_tile<ThreadTile, Out>(acc, norms.row, [&](int c) { return norms.column[c]; }, to);
   }
 }
 

@@ -5,10 +5,12 @@
 // quad_transpose.cuh); a quad then writes 64 neighbouring bytes of a row. Stores say that nobody reads the volume soon,
 // so that features stay in the second-level cache.
 // A score of a half type costs 2 multiplications, half a conversion (which clips at 0 in passing) and 2.1 for the turn
-// and the store; one of float32 2 and 2.3.
-// Rejected: stmatrix and bulk copies from shared memory. That is 2 instructions less for a score, but moves each of
-// them through shared memory twice, 128 KB for a tile of 256 x 128 against 16 KB by shuffles, where the products of C =
-// 256 alone take 112 of the 128 bytes a clock (hopper/tile_shape.cuh); and 32 KB to put them.
+// and the store: 5.2 instructions with all that a tile needs once (SASS of sm_90a, tests/test_sass.py). Rejected:
+// stmatrix and bulk copies from shared memory, 2.4 instructions less. They move every number through shared memory
+// twice, 128 KB for a tile of 256 x 128 where shuffles take 64 KB of its time, and the products of C = 256 alone take
+// 112 of the 128 bytes a clock (hopper/tile_shape.cuh); and they want 16 to 64 KB to stage in. Rejected too: turning
+// pairs of lanes only, for 8-byte stores: an instruction less for a score, but twice as many stores, each of which
+// still touches 8 lines.
 #pragma once
 
 #include <cstdint>
