@@ -29,6 +29,7 @@ def values(x):
 # that take stores of 16 bytes, of two pixels, of one.
 NORMALIZE = [
     ("bfloat16", 40, 72, 1),
+    ("float16", 8, 1496, 1),
     ("float16", 1024, 34, 3),
     ("float16", 1032, 40, 1),
     ("bfloat16", 2056, 18, 2),
