@@ -47,7 +47,8 @@ struct Unit {
   int first_slab, slabs;
 };
 
-__device__ __forceinline__ Unit unit_at(const KernelArgs& args, int number) {
+template <class Args>
+__device__ __forceinline__ Unit unit_at(const Args& args, int number) {
   Unit u;
   u.of_a = number < args.units_a;
   const ProductSide& side = u.of_a ? args.a : args.b;
