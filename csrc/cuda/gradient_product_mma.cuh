@@ -21,7 +21,7 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
+#include <cstring>
 
 #include "common/half.h"
 #include "common/round_up.h"
@@ -97,22 +97,25 @@ __device__ __forceinline__ void copy_chunk(Chunk* to, const T* from, int bytes, 
 }
 
 // Two neighbours of lhs, each 0 where its gate is <= 0. A gate of NaN lets pass.
-template <class T>
-__device__ __forceinline__ uint32_t gated(uint32_t lhs, uint32_t gate) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  if constexpr (std::is_same<T, Half>::value) {
-    __half2 value, zero = __half2half2(__ushort_as_half(0));
-    memcpy(&value, &gate, 4);
-    return lhs & __hgtu2_mask(value, zero);
-  } else {
-    __nv_bfloat162 value, zero = __bfloat162bfloat162(__ushort_as_bfloat16(0));
-    memcpy(&value, &gate, 4);
-    return lhs & __hgtu2_mask(value, zero);
-  }
+__device__ __forceinline__ uint32_t gated(uint32_t lhs, uint32_t gate, Half) {
+#if defined(__CUDA_ARCH__)
+  __half2 value;
+  memcpy(&value, &gate, 4);
+  return lhs & __hgtu2_mask(value, __half2half2(__ushort_as_half(0)));
 #else
-  if (to_float(T{static_cast<uint16_t>(gate & 0xffffu)}) <= 0.0f) lhs &= 0xffff0000u;
-  if (to_float(T{static_cast<uint16_t>(gate >> 16)}) <= 0.0f) lhs &= 0x0000ffffu;
+  if (to_float(Half{static_cast<uint16_t>(gate & 0xffffu)}) <= 0.0f) lhs &= 0xffff0000u;
+  if (to_float(Half{static_cast<uint16_t>(gate >> 16)}) <= 0.0f) lhs &= 0x0000ffffu;
   return lhs;
+#endif
+}
+__device__ __forceinline__ uint32_t gated(uint32_t lhs, uint32_t gate, BFloat16) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  __nv_bfloat162 value;
+  memcpy(&value, &gate, 4);
+  return lhs & __hgtu2_mask(value, __bfloat162bfloat162(__ushort_as_bfloat16(0)));
+#else  // sm_80 cannot compare bfloat16. By integers: the sign is 0 and the rest is not, as in any NaN that it makes.
+  const uint32_t positive = ((gate & 0x7fff7fffu) + 0x7fff7fffu) & ~gate & 0x80008000u;
+  return lhs & (positive | (positive - (positive >> 15)));
 #endif
 }
 
@@ -216,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, 2)
               ldmatrix_x4(gate, from + 2 * kChunks + lhs_tile(m, k));
             }
 #pragma unroll
-            for (int r = 0; r < 4; ++r) left[m][r] = gated<T>(left[m][r], gate[r]);
+            for (int r = 0; r < 4; ++r) left[m][r] = gated(left[m][r], gate[r], T{});
           }
         }
 #pragma unroll
