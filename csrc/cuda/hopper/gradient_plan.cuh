@@ -6,13 +6,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/chunk_bytes.h"
 #include "hopper/gradient_product.cuh"
 
 namespace cosegflow::hopper {
 
-// What ds takes unless the caller says otherwise. Of whole images twice that: two of 64 x 64 pixels give both products
-// 128 tiles at C = 256, about one for each of an H200's 132 multiprocessors.
-constexpr size_t kDefaultChunkBytes = size_t{32} << 20;
+// What ds takes unless the caller or COSEGFLOW_CHUNK_MB says otherwise: two images of 64 x 64 pixels, which give both
+// products 128 tiles at C = 256, about one for each of an H200's 132 multiprocessors, and about what its L2 holds.
+constexpr size_t kDefaultChunkBytes = size_t{64} << 20;
 
 struct GradientPlan {
   int64_t images;          // at a time
@@ -53,14 +54,15 @@ inline void choose_splits(GradientPlan& plan, int64_t nb, int64_t channels, int 
   }
 }
 
-// chunk_bytes: the most that ds may take, 0 for the default; a run is of 256 rows at least.
-inline GradientPlan gradient_plan(int64_t batch, int64_t na, int64_t nb, int64_t channels, size_t chunk_bytes,
+// asked: the most bytes that ds may take, 0 for the default; a run is of 256 rows at least.
+inline GradientPlan gradient_plan(int64_t batch, int64_t na, int64_t nb, int64_t channels, size_t asked,
                                   int multiprocessors) {
   GradientPlan plan{};
   plan.pitch = round_up(nb, kCols);
   const int64_t room = round_up(na, kRows), row_bytes = plan.pitch * 2;
-  const int64_t fit = static_cast<int64_t>(chunk_bytes == 0 ? kDefaultChunkBytes : chunk_bytes) / row_bytes;
-  const int64_t whole = (chunk_bytes == 0 ? 2 * fit : fit) / room;  // images
+  const size_t bytes = chunk_bytes_of(asked);
+  const int64_t fit = static_cast<int64_t>(bytes == 0 ? kDefaultChunkBytes : bytes) / row_bytes;
+  const int64_t whole = fit / room;  // images
   if (whole > 0) {
     plan.images = whole < batch ? whole : batch;
     plan.rows = na, plan.row_room = room, plan.chunks = 1;

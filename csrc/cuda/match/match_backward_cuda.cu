@@ -3,6 +3,7 @@
 //   grad_a_hat = ds b_hat for the rows of the chunk; grad_b_hat += ds^T a_hat (product_cuda.cuh), chunks in order;
 // then normalize_backward.cuh takes the gradients of normalized rows to the raster, and match_mask_gradient.cuh adds up
 // what the mask and beta get. No atomics anywhere: the bits are the same on every run.
+#include "common/chunk_bytes.h"
 #include "common/dispatch.h"
 #include "match/match_common.cuh"
 #include "match/match_mask_gradient.cuh"
@@ -31,11 +32,11 @@ struct BackwardSpace {
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
     pitch = ceil_div(nb, Tile::kCols) * Tile::kCols;
     const int64_t row_bytes = pitch * static_cast<int64_t>(sizeof(Acc));
-    const int64_t fit = static_cast<int64_t>(p.chunk_bytes == 0 ? kDefaultChunkBytes : p.chunk_bytes) / row_bytes;
+    const size_t wanted = chunk_bytes_of(p.chunk_bytes);
+    const int64_t fit = static_cast<int64_t>(wanted == 0 ? kDefaultChunkBytes : wanted) / row_bytes;
     images = fit >= na ? (fit / na < p.batch ? fit / na : p.batch) : 1;
     rows = fit >= na ? na : (fit < 1 ? 1 : fit);
-    if (p.chunk_bytes == 0 && rows < Tile::kRows)
-      rows = na < Tile::kRows ? na : Tile::kRows;  // no tile runs half empty
+    if (wanted == 0 && rows < Tile::kRows) rows = na < Tile::kRows ? na : Tile::kRows;  // no tile runs half empty
     if (rows < na && rows > Tile::kRows) rows = rows / Tile::kRows * Tile::kRows;
     row_tiles = ceil_div(rows, Tile::kRows);
 

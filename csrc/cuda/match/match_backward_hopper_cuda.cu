@@ -17,6 +17,7 @@
 #include "normalize_backward.cuh"
 #include "normalize_rows.cuh"
 #include "primitives/value_softmax.cuh"
+#include "primitives/warp_reduce.cuh"
 
 namespace cosegflow::match_cuda {
 namespace {
@@ -41,6 +42,16 @@ __device__ __forceinline__ float read_or_zero(const void* data, int64_t at) {
   return data == nullptr ? 0.0f : static_cast<const float*>(data)[at];
 }
 
+// What the bound of image b learns from a warp. All lanes; those without a row have bound -1.
+__device__ __forceinline__ void raise_bound(int* bounds, int64_t b, float bound) {
+  int bits = bound < HUGE_VALF ? __float_as_int(bound) : -1;
+  const int first = static_cast<int>(__shfl_sync(0xffffffffu, static_cast<int>(b), 0));
+  const bool together = __all_sync(0xffffffffu, first == static_cast<int>(b));
+  if (together) bits = warp_reduce_max(bits);
+  // Numbers >= 0 are in the order of their bits, so it does not matter who is first.
+  if (bits >= 0 && (!together || threadIdx.x % 32 == 0)) atomicMax(bounds + b, bits);
+}
+
 __global__ void __launch_bounds__(256) match_rows_kernel(RowsArgs args) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (i < args.batch * args.chunks) {
@@ -48,33 +59,34 @@ __global__ void __launch_bounds__(256) match_rows_kernel(RowsArgs args) {
     args.chunk_count[i] = static_cast<int>(left < 0 ? 0 : (left < args.chunk_rows ? left : args.chunk_rows));
   }
   const int64_t b = i / args.positions, row = i % args.positions;
-  if (b >= args.batch || row >= args.count[b]) return;
-  const int64_t pixel = args.index[i], y = pixel / args.width_a, x = pixel % args.width_a;
-  const auto at4 = [&](const View4& v) { return b * v.stride[0] + y * v.stride[2] + x * v.stride[3]; };
-  const auto at3 = [&](const View3& v) { return b * v.stride[0] + y * v.stride[1] + x * v.stride[2]; };
-  const float* const flow = static_cast<const float*>(args.flow.data) + at4(args.flow);
-  const int64_t g = at4(args.grad_flow);
-  const float beta = static_cast<const float*>(args.beta.data)[b * args.beta.stride[0]];
-  const float lse = static_cast<const float*>(args.lse.data)[at3(args.lse)];
-  // E_i, relative to the centre of b's grid.
-  const float mean_x = flow[0] + (static_cast<float>(x) - static_cast<float>(args.width_b - 1) / 2);
-  const float mean_y = flow[args.flow.stride[1]] + (static_cast<float>(y) - static_cast<float>(args.height_b - 1) / 2);
+  float bound = -1.0f;
+  if (b < args.batch && row < args.count[b]) {
+    const int64_t pixel = args.index[i], y = pixel / args.width_a, x = pixel % args.width_a;
+    const auto at4 = [&](const View4& v) { return b * v.stride[0] + y * v.stride[2] + x * v.stride[3]; };
+    const auto at3 = [&](const View3& v) { return b * v.stride[0] + y * v.stride[1] + x * v.stride[2]; };
+    const float* const flow = static_cast<const float*>(args.flow.data) + at4(args.flow);
+    const int64_t g = at4(args.grad_flow);
+    const float beta = static_cast<const float*>(args.beta.data)[b * args.beta.stride[0]];
+    const float lse = static_cast<const float*>(args.lse.data)[at3(args.lse)];
+    // E_i, relative to the centre of b's grid.
+    const float mean_x = flow[0] + (static_cast<float>(x) - static_cast<float>(args.width_b - 1) / 2);
+    const float mean_y =
+        flow[args.flow.stride[1]] + (static_cast<float>(y) - static_cast<float>(args.height_b - 1) / 2);
 
-  RowGradient r;
-  r.inv_norm = args.scale[b * args.pitch + row].inv_norm;
-  const ExponentBase base = ExponentBase::of(lse);
-  r.k = base.k, r.base = lse == minus_infinity<float>() ? HUGE_VALF : base.base;  // no target: p = 0
-  r.gx = read_or_zero(args.grad_flow.data, g);
-  r.gy = read_or_zero(args.grad_flow.data, g + args.grad_flow.stride[1]);
-  const float grad_lse = read_or_zero(args.grad_lse.data, at3(args.grad_lse));
-  r.g = grad_lse - fma_of(r.gx, mean_x, r.gy * mean_y);
-  r.unused[0] = r.unused[1] = 0.0f;
-  args.rows[i] = r;
-  if (args.folded) return;
-  const float bound = fabsf(beta) * (fabsf(r.gx) * static_cast<float>(args.width_b) +
-                                     fabsf(r.gy) * static_cast<float>(args.height_b) + fabsf(grad_lse));
-  // Numbers >= 0 are in the order of their bits, so it does not matter who is first.
-  if (bound < HUGE_VALF) atomicMax(args.bound + b, __float_as_int(bound));
+    RowGradient r;
+    r.inv_norm = args.scale[b * args.pitch + row].inv_norm;
+    const ExponentBase base = ExponentBase::of(lse);
+    r.k = base.k, r.base = lse == minus_infinity<float>() ? HUGE_VALF : base.base;  // no target: p = 0
+    r.gx = read_or_zero(args.grad_flow.data, g);
+    r.gy = read_or_zero(args.grad_flow.data, g + args.grad_flow.stride[1]);
+    const float grad_lse = read_or_zero(args.grad_lse.data, at3(args.grad_lse));
+    r.g = grad_lse - fma_of(r.gx, mean_x, r.gy * mean_y);
+    r.unused[0] = r.unused[1] = 0.0f;
+    args.rows[i] = r;
+    bound = fabsf(beta) * (fabsf(r.gx) * static_cast<float>(args.width_b) +
+                           fabsf(r.gy) * static_cast<float>(args.height_b) + fabsf(grad_lse));
+  }
+  if (!args.folded) raise_bound(args.bound, b, bound);
 }
 
 __global__ void __launch_bounds__(256) match_unscale_kernel(const int* bound, int64_t batch, float* unscale) {

@@ -27,23 +27,33 @@ struct ColumnSums {
   Acc* sums;  // (images, kinds, pitch)
 };
 
+// Block: 32 columns; each of its 8 warps adds every 8th run, then one adds the 8 sums, in order.
 template <class Acc>
 __global__ void __launch_bounds__(256) match_add_columns_kernel(ColumnSums<Acc> args) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= args.images * args.kinds * args.pitch) return;
+  using Parts = Acc[8][32];
+  CSF_SHARED(Parts, parts);
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 32 + lane;  // pitch is a multiple of 32
   const int64_t b = i / (args.kinds * args.pitch), which_and_j = i % (args.kinds * args.pitch);
-  if (which_and_j % args.pitch >= args.count_b[b]) return;
+  if (i / 32 * 32 >= args.images * args.kinds * args.pitch) return;  // the whole block
   const int live = min(args.rows, args.count_a[b] - args.row_begin);
   const int runs = live <= 0 ? 0 : (live + args.tile_rows - 1) / args.tile_rows * args.tile_runs;
-  Acc sum = args.first ? Acc(0) : args.sums[i];
-  for (int run = 0; run < runs; ++run)
+  const bool counts = which_and_j % args.pitch < args.count_b[b];
+  Acc sum = Acc(0);
+  for (int run = warp; counts && run < runs; run += 8) {
     sum += args.columns[(b * args.runs + run) * args.kinds * args.pitch + which_and_j];
-  args.sums[i] = sum;
+  }
+  parts[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || !counts) return;
+#pragma unroll
+  for (int w = 1; w < 8; ++w) sum += parts[w][lane];
+  args.sums[i] = args.first ? sum : args.sums[i] + sum;
 }
 
 template <class Acc>
 Status launch_add_columns(const ColumnSums<Acc>& args, Stream stream) {
-  const int64_t blocks = (args.images * args.kinds * args.pitch + 255) / 256;
+  const int64_t blocks = (args.images * args.kinds * args.pitch + 31) / 32;
   if (blocks > INT_MAX) return {"match: too many target pixels for one launch"};
   return launch(&match_add_columns_kernel<Acc>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream, args);
 }
