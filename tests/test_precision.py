@@ -51,6 +51,7 @@ CALLS = {
     "match": lambda x, beta: cosegflow.match(x, x, beta=beta).flow,
     "match_both": lambda x, beta: cosegflow.match_both(x, x, beta=beta)[1].flow,
     "transfer": lambda x, beta: cosegflow.transfer(x, x, x, beta=beta),
+    "correlation": lambda x, beta: cosegflow.correlation(x, x),
 }
 
 
@@ -119,10 +120,12 @@ def test_eager_calls_pass_it(op, cuda_inputs):
 def test_the_binding_names_a_bad_precision(op):
     x = torch.randn(1, 4, 3, 5)
     inputs = (x, x, x) if op == "transfer" else (x, x)
+    if op != "correlation":
+        inputs += (None, None, torch.tensor(5.0))
     operator = getattr(torch.ops.cosegflow, op)
     for precision in (0, 1, 2):
-        got = operator(*inputs, None, None, torch.tensor(5.0), precision=precision, portable=True)
-        assert torch.equal(got[0], operator(*inputs, None, None, torch.tensor(5.0))[0])  # the CPU takes no notice
+        got = operator(*inputs, precision=precision, portable=True)
+        assert torch.equal(got[0], operator(*inputs)[0])  # the CPU takes no notice
     for precision in (-1, 3):
         with pytest.raises(RuntimeError, match=rf"precision needs to be 0 .*, got {precision}"):
-            operator(*inputs, None, None, torch.tensor(5.0), precision=precision)
+            operator(*inputs, precision=precision)
