@@ -3,18 +3,16 @@
 //   p_ij = exp(beta s_ij + log m_j - lse_i);  dlogit = p_ij (g_i . (q_j - E_i) + g_lse_i);  ds = beta dlogit
 // E_i = flow_i + p_i is the expected position.
 //
-// Block, pipeline and shared memory are the forward's: tiles of 256 x 128, a producer, two consumers that take turns,
-// so
-//   that the arithmetic of one hides under the products of the other.
-// Registers: 128 accumulators and six numbers for each of a thread's 4 rows.
+// Block, pipeline and shared memory are the forward's: tiles of 256 x 128, a producer, two consumers that take turns:
+//   the arithmetic of one hides under the products of the other.
+// Registers: 128 accumulators and five numbers for each of a thread's 4 rows, of 232. With kSums up to 48 bytes of what
+//   a strip needs lie on the stack; the loop over tiles writes nothing there and reads a word a tile at most.
 // ds leaves as halves by 16-byte stores, a quad of lanes turning its words among them: 32 KB a tile and consumer, which
 //   L2 keeps for the products that follow.
-// kSums: also the sums over rows of dlogit (for the mask) and of dlogit s (for beta), one slot for each 32 rows, to
-// be
-//   added in order by a later kernel: no atomics, the same bits on every run.
-// A score costs 2 C FLOPs of the tensor cores and about 13 instructions: 0.1 clocks of a multiprocessor, against C /
-// 2048
-//   of its tensor cores: bound by these instructions below C = 200.
+// kSums: also, of each 32 rows of a tile, the column sums of dlogit (for the mask) and the sum of dlogit s (for beta),
+//   to be added in order by later kernels: no atomics, the same bits on every run.
+// A score costs 2 C FLOPs of the tensor cores and 12 to 13 instructions (17 with kSums): 0.1 clocks of a
+//   multiprocessor, against C / 2048 of its tensor cores: bound by instructions below C = 200.
 // Fraction of the limit reached: see docs/kernels/backward.md.
 #pragma once
 
@@ -56,39 +54,40 @@ class ScoreGradient {
   __device__ __forceinline__ void begin(const GradientHopperArgs<T>& args, const hopper::Strip& strip,
                                         const RowGradient* of_rows, int rows) {
     const float beta = static_cast<const float*>(args.beta.data)[strip.image * args.beta.stride[0]];
-    steep_ = fabsf(beta) > 1e20f ? kSteepScale : 1.0f;  // beta / norm might overflow
-    factor_ = hopper::kFolded<T> ? steep_ : beta * hopper::range_scale(__int_as_float(args.bound[strip.image]));
+    const float range = hopper::kFolded<T> ? 1.0f : hopper::range_scale(__int_as_float(args.bound[strip.image]));
+    steep_ = !kSums && fabsf(beta) > 1e20f;  // beta / norm might overflow
+    beta_ = beta, range_ = range;
     natural_ = 0;
 #pragma unroll
     for (int r = 0; r < kR; ++r) {
       const int row = hopper::ThreadTile::row(r);
       RowGradient read = {0.0f, 0.0f, HUGE_VALF, 0.0f, 0.0f, 0.0f, {}};  // p = 0
       if (row < rows) read = of_rows[row];
-      slope_[r] = beta / steep_ * read.inv_norm;
+      slope_[r] = kSums ? read.inv_norm : (steep_ ? beta / kSteepScale : beta) * read.inv_norm;
       natural_ |= (read.k == 1.0f ? 1u : 0u) << r;
       base_[r] = read.base;
-      const float factor = kSums ? 1.0f : factor_of(r);
-      if constexpr (kSums) inv_norm_[r] = read.inv_norm;
+      const float factor = kSums ? 1.0f : (hopper::kFolded<T> ? beta * read.inv_norm : beta * range);
       gx_[r] = read.gx * factor, gy_[r] = read.gy * factor, g_[r] = read.g * factor;
     }
   }
 
-  // tile: the tile's ds in the warpgroup's row 0; the sums are those of the warp's rows.
+  // at: the warpgroup's first row in ds, counted through the images.
   template <class Columns>
-  __device__ __forceinline__ void write(hopper::ThreadTile::Accumulators& acc, const Columns& columns, T* tile,
-                                        int64_t pitch, [[maybe_unused]] float* column_sums,
-                                        [[maybe_unused]] float* tile_sum) const {
+  __device__ __forceinline__ void write(hopper::ThreadTile::Accumulators& acc, const Columns& columns,
+                                        const GradientHopperArgs<T>& args, unsigned at, int tile) const {
     using hopper::kPieceColumns;
-    if (steep_ != 1.0f) {
+    T* const ds_of_tile = args.ds + at * args.pitch + tile * hopper::kCols;
+    [[maybe_unused]] const int64_t slot = at / 32 + threadIdx.x % 128 / 32;
+    if (steep_) {
 #pragma unroll
       for (int i = 0; i < 64; ++i) acc[0][i] *= kSteepScale, acc[1][i] *= kSteepScale;
     }
-    [[maybe_unused]] float of_row[kR] = {};
+    [[maybe_unused]] float whole = 0.0f;
 #pragma unroll
     for (int piece = 0; piece < hopper::kPieces; ++piece) {
-      [[maybe_unused]] float sum[kPieceColumns] = {};
       uint32_t word[kR][4];
       __syncwarp();  // else ptxas works ahead and spills
+      [[maybe_unused]] float sum[kPieceColumns] = {};
 #pragma unroll
       for (int u = 0; u < 4; ++u) {
         const hopper::ScalePair scale = hopper::scale_pair(columns.scale, piece * kPieceColumns + 2 * u);
@@ -101,13 +100,16 @@ class ScoreGradient {
           for (int e = 0; e < 2; ++e) {
             const float value =
                 hopper::ThreadTile::value(acc, r, piece * kPieceColumns + 2 * u + e) * scale.at[e].inv_norm;
-            const float logit = fma_of(value, slope_[r], scale.at[e].log_weight);
+            [[maybe_unused]] const float score =
+                value * slope_[r];  // kSums: slope is 1 / norm, for the sum of dlogit s
+            const float logit =
+                kSums ? fma_of(score, beta_, scale.at[e].log_weight) : fma_of(value, slope_[r], scale.at[e].log_weight);
             const float p = exp2_fast(fma_of(logit, k, -base_[r]));
             ds[e] = p * fma_of(gx_[r], place.at[e].x, fma_of(gy_[r], place.at[e].y, g_[r]));
             if constexpr (kSums) {
               sum[2 * u + e] += ds[e];
-              of_row[r] = fma_of(ds[e], value, of_row[r]);
-              ds[e] *= factor_of(r);
+              whole = fma_of(ds[e], score, whole);
+              ds[e] *= beta_ * (hopper::kFolded<T> ? slope_[r] : range_);
             }
             if constexpr (hopper::kFolded<T>) ds[e] *= scale.at[e].inv_norm;
           }
@@ -115,30 +117,25 @@ class ScoreGradient {
         }
       }
 #pragma unroll
-      for (int r = 0; r < kR; ++r) hopper::store_piece(tile, pitch, r, piece, word[r]);
+      for (int r = 0; r < kR; ++r) hopper::store_piece(ds_of_tile, args.pitch, r, piece, word[r]);
       if constexpr (kSums) {
         hopper::halve_sums(sum);
         const int i = hopper::halved_column();
-        column_sums[piece * 32 + i / 2 * 8 + hopper::ThreadTile::lane() % 4 * 2 + i % 2] = sum[0];
+        const int column = piece * 32 + i / 2 * 8 + hopper::ThreadTile::lane() % 4 * 2 + i % 2;
+        args.column_sums[slot * args.pitch + tile * hopper::kCols + column] = sum[0];
       }
     }
     if constexpr (kSums) {
-      float whole = 0.0f;
-#pragma unroll
-      for (int r = 0; r < kR; ++r) whole = fma_of(of_row[r], inv_norm_[r], whole);
       whole = warp_reduce_sum(whole);
-      if (hopper::ThreadTile::lane() == 0) *tile_sum = whole / steep_;
+      if (hopper::ThreadTile::lane() == 0) args.tile_sums[slot * (args.pitch / hopper::kCols) + tile] = whole;
     }
   }
 
  private:
   static constexpr float kSteepScale = 1099511627776.0f;  // 2^40: see RowSoftmax
-  // ds = factor dlogit, and times inv_norm of the column where folded.
-  __device__ __forceinline__ float factor_of(int r) const { return hopper::kFolded<T> ? slope_[r] * factor_ : factor_; }
-
   float slope_[kR], base_[kR], gx_[kR], gy_[kR], g_[kR];
-  [[maybe_unused]] float inv_norm_[kR];
-  float steep_, factor_;
+  [[maybe_unused]] float beta_, range_;
+  bool steep_;
   unsigned natural_;  // rows whose logits are so large that exponents are not in base 2: a bit each
 };
 
@@ -161,13 +158,11 @@ __device__ __forceinline__ void consume(const GradientHopperArgs<T>& args, hoppe
     }
     const RowGradient* const of_rows = args.rows + strip.image * args.positions_a + args.stream.first_row + first;
     gradient.begin(args, strip, of_rows, rows);
-    const int64_t at = strip.image * args.row_room + first, slot = at / 32 + threadIdx.x % 128 / 32;
+    const unsigned at = static_cast<unsigned>(strip.image * args.row_room + first);  // rows of ds fit 32 bits
     for (int tile = strip.first; tile < strip.end; ++tile) {
       hopper::ThreadTile::Accumulators acc;
       ring.multiply(acc);
-      gradient.write(acc, ring.columns(), args.ds + at * args.pitch + tile * hopper::kCols, args.pitch,
-                     args.column_sums + slot * args.pitch + tile * hopper::kCols,
-                     args.tile_sums + slot * (args.pitch / hopper::kCols) + tile);
+      gradient.write(acc, ring.columns(), args, at, tile);
       ring.end_tile();
     }
   }
