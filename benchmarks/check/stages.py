@@ -93,7 +93,7 @@ def run_self_check(context: Context, clock: Clock) -> None:
 def run_tests(context: Context, clock: Clock) -> None:
     """The test suite, file by file."""
     files = {f.name: f for f in tests_stage.files()}
-    environment = {**context.environment, "COSEGFLOW_TEST_BACKENDS": context.device}
+    environment = {**context.environment, **tests_stage.THREADS, "COSEGFLOW_TEST_BACKENDS": context.device}
     chosen = list(files)
     if context.select and any(not context.result.finished("tests", k) for k in files):
         command = tests_stage.collect_command(list(files.values()), context.select)
@@ -104,7 +104,8 @@ def run_tests(context: Context, clock: Clock) -> None:
             status = OUT_OF_TIME if done is None else "failed"
             context.put("tests", "selection", {"status": status, "reason": f"-k {context.select} selects nothing"})
     steps = [k for name in chosen for k in tests_stage.steps_of(name, context.result.data["arch"])]
-    for key in context.left("tests", steps):
+
+    def step(key: str) -> None:
         name, *portable = key.split()
         report = context.elsewhere / f"{'-'.join(key.split())}.xml"
         command = tests_stage.command_of(files[name], report, context.select, context.device)
@@ -116,6 +117,9 @@ def run_tests(context: Context, clock: Clock) -> None:
         else:
             row = tests_stage.judge(done, report, context.select)
         context.put("tests", key, row)
+
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // (tests_stage.WORKERS + 1))) as pool:
+        list(pool.map(step, context.left("tests", steps)))
 
 
 def sanitize_commands(context: Context, tool: str | None, help_text: str) -> dict[str, list[str]]:

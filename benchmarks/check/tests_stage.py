@@ -15,6 +15,9 @@ from .process import Done, last_lines
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 WORKERS = 4
+"""Of pytest-xdist, for each file."""
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Each worker computes what is right on the CPU: more threads than cores would only wait for each other."""
 NOTHING_COLLECTED = 5
 SMOKE = "smoke.py"
 
