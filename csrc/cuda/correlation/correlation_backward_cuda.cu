@@ -12,6 +12,7 @@
 #include "cosegflow/correlation.h"
 #include "gradient_product_mma.cuh"
 #include "normalize_backward.cuh"
+#include "normalize_rows.cuh"
 #include "pack.cuh"
 #include "product_cuda.cuh"
 
@@ -33,23 +34,6 @@ struct GatedLhs {
     return to_float(grad[at]);
   }
 };
-
-struct alignas(16) EightHalves {
-  uint16_t bits[8];
-};
-
-// Rows of norm 1. A thread takes 8 neighbouring channels. Moves 4 bytes a value: bound by memory.
-template <class T>
-__global__ void __launch_bounds__(256) correlation_unit_rows_kernel(PackedSide<T> side, T* out) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
-  const int64_t pieces = side.padded_channels / 8;
-  if (i >= side.batch * side.positions * pieces) return;
-  const float inv_norm = side.inv_norm[i / pieces];
-  EightHalves f = reinterpret_cast<const EightHalves*>(side.features)[i];
-#pragma unroll
-  for (int e = 0; e < 8; ++e) f.bits[e] = from_float<T>(to_float(T{f.bits[e]}) * inv_norm).bits;
-  reinterpret_cast<EightHalves*>(out)[i] = f;
-}
 
 template <class T>
 struct Workspace {
@@ -92,11 +76,7 @@ Status gradient_product(const CorrelationParams& p, const Workspace<T>& w, Strea
   product.out = w.grad_f_hat, product.out_rows = self.positions;
   if constexpr (sizeof(T) == 2) {
     if (p.normalize) {
-      const int64_t blocks = ceil_div(p.batch * other.positions * (other.padded_channels / 8), 256);
-      if (blocks > INT32_MAX) return {"correlation: the features are too large for one launch"};
-      Status s = launch(&correlation_unit_rows_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream,
-                        other, w.unit);
-      if (!s.ok()) return s;
+      if (Status s = normalize_rows(other, w.unit, stream); !s.ok()) return s;
       product.rhs = w.unit;
     }
     const ProductSplits splits{kSelfIsA ? w.splits_a : w.splits_b, p.batch * self.positions * p.channels};

@@ -1,30 +1,18 @@
 // What the score gradients of a backward share on Hopper: how a tile of ds leaves the registers that its scores were
-// accumulated in, as halves, and the scale that float16 needs.
+// accumulated in, as halves. Which factors it carries, half_gradient.cuh says.
 #pragma once
 
 #include <cstdint>
 
+#include "half_gradient.cuh"
 #include "hopper/thread_tile.cuh"
 #include "primitives/half_pair.cuh"
 
 namespace cosegflow::hopper {
 
-// bfloat16 has the range of float32, so ds takes the factors inv_norm of its row and column with it, and both products
-// multiply the features as they are packed ("folded"). float16 has not: its ds carries a power of two instead, so that
-// the largest that it might be is about 2^14, and the products take features of norm 1 (normalize_rows.cuh).
-template <class T>
-constexpr bool kFolded = std::is_same<T, BFloat16>::value;
-
-// The power of two by which ds is scaled where no |ds| is above `bound`; 1 where the bound says nothing.
-__device__ __forceinline__ float range_scale(float bound) {
-  if (!(bound > 0.0f) || !(bound < HUGE_VALF)) return 1.0f;
-  const int exponent = static_cast<int>(__float_as_uint(bound) >> 23) - 127;  // of a subnormal -127
-  return __uint_as_float(static_cast<uint32_t>(min(max(127 + 13 - exponent, 1), 253)) << 23);
-}
-// 1 / range_scale(bound), exactly.
-__device__ __forceinline__ float range_unscale(float bound) {
-  return __uint_as_float((254u << 23) - __float_as_uint(range_scale(bound)));
-}
+using cosegflow::kFolded;
+using cosegflow::range_scale;
+using cosegflow::range_unscale;
 
 // Lane q of a quad gives word u to lane u: afterwards word u of lane q is what word q of lane u was. Selects instead of
 // indices that depend on the lane keep the words in registers.
