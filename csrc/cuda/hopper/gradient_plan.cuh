@@ -13,13 +13,17 @@ namespace cosegflow::hopper {
 
 // What ds takes unless the caller or COSEGFLOW_CHUNK_MB says otherwise: two images of 64 x 64 pixels, which give both
 // products 128 tiles at C = 256, about one for each of an H200's 132 multiprocessors, and about what its L2 holds.
-constexpr size_t kDefaultChunkBytes = size_t{64} << 20;
+constexpr size_t kDefaultChunkBytes = size_t{72} << 20;
+
+// Neighbouring rows of ds of a power of two of columns would lie in the same places of the caches, 256 of them in a box
+// of TMA.
+constexpr int64_t kPitchPad = 64;
 
 struct GradientPlan {
   int64_t images;          // at a time
   int64_t rows, chunks;    // of a, at a time; runs of rows in an image: several only where images is 1
   int64_t row_room;        // rows of ds of an image, a multiple of 256
-  int64_t pitch;           // of a row of ds, a multiple of 128
+  int64_t pitch;           // of a row of ds: whole tiles of 128 columns and kPitchPad
   int splits_a, splits_b;  // partial sums of out_a and of out_b
   bool parted_rows() const { return chunks > 1 && splits_a > 1; }
 };
@@ -58,7 +62,7 @@ inline void choose_splits(GradientPlan& plan, int64_t nb, int64_t channels, int 
 inline GradientPlan gradient_plan(int64_t batch, int64_t na, int64_t nb, int64_t channels, size_t asked,
                                   int multiprocessors) {
   GradientPlan plan{};
-  plan.pitch = round_up(nb, kCols);
+  plan.pitch = round_up(nb, kCols) + kPitchPad;
   const int64_t room = round_up(na, kRows), row_bytes = plan.pitch * 2;
   const size_t bytes = chunk_bytes_of(asked);
   const int64_t fit = static_cast<int64_t>(bytes == 0 ? kDefaultChunkBytes : bytes) / row_bytes;

@@ -28,8 +28,8 @@ struct ProductSide {
 
 template <class T>
 struct GradientProductArgs {
-  // (images, row_room, pitch): row_room a multiple of 256, pitch of 128. Up to the next multiple of 64 of each count
-  // it holds zeros.
+  // (images, row_room, pitch): row_room a multiple of 256, pitch of 64. Up to the next multiple of 64 of each count it
+  // holds zeros.
   const T* ds = nullptr;
   int64_t images = 0, row_room = 0, pitch = 0;
   // (images, feature_rows, depth): packed (pack_tiles.cuh), finite up to the next multiple of 64 of each count.
