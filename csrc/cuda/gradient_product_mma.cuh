@@ -42,7 +42,7 @@ struct HalfLhs {
 };
 
 // Few tiles and much depth: part s of `count` of the depth goes to out + s * stride, for a later kernel to add up in
-// order (NormalizeBackwardArgs::partials).
+// order (NormalizeBackwardArgs::partials, or launch_gradient_product_in_parts).
 struct ProductSplits {
   int count = 1;
   int64_t stride = 0;
@@ -275,6 +275,32 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+// What adds up the parts of a product, whose rows begin at row 0 of `parts` and at row row_begin of `out`.
+struct PartsArgs {
+  const float* parts;  // (count, rows, channels)
+  ProductSplits splits;
+  const int* row_count;  // (1) or null: as in ProductArgs
+  int64_t row_begin, rows, channels;
+  float* out;  // (out_rows, channels)
+};
+
+// A thread adds kWidth neighbouring channels of a row, the parts in order: (count + 1) * 4 bytes a channel, of L2.
+template <int kWidth>
+__global__ void __launch_bounds__(256) gradient_product_add_kernel(PartsArgs args) {
+  struct alignas(4 * kWidth) Vector {
+    float value[kWidth];
+  };
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) * kWidth;
+  if (i >= live_rows(args.row_count, 0, args.row_begin, args.rows) * args.channels) return;
+  Vector sum = *reinterpret_cast<const Vector*>(args.parts + i);
+  for (int part = 1; part < args.splits.count; ++part) {
+    const Vector more = *reinterpret_cast<const Vector*>(args.parts + part * args.splits.stride + i);
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) sum.value[e] += more.value[e];
+  }
+  *reinterpret_cast<Vector*>(args.out + args.row_begin * args.channels + i) = sum;
+}
+
 }  // namespace gradient_product_mma
 
 // How many parts of the depth fill ~132 multiprocessors with two blocks each, of at least 512 k.
@@ -311,6 +337,25 @@ Status launch_gradient_product(const ProductArgs<T>& args, const HalfLhs<T>& lhs
     return run(&gradient_product_mma_kernel<T, kTransposed, Source::kGated>, Ring<Source::kGated>::kBytes);
   }
   return run(&gradient_product_mma_kernel<T, kTransposed, Source::kAligned>, Ring<Source::kAligned>::kBytes);
+}
+
+// Of a window of rows of one image: the product in parts, which are then added up in its rows of args.out. A later
+// kernel then has one sum to read, and parts need room for the window only. `parts`: (splits.count, rows, channels),
+// aligned to 16 bytes, as is args.out.
+template <bool kTransposed, class T>
+Status launch_gradient_product_in_parts(const ProductArgs<T>& args, const HalfLhs<T>& lhs, float* parts, int count,
+                                        Stream stream) {
+  using namespace gradient_product_mma;
+  ProductArgs<T> product = args;
+  product.out = parts - args.row_begin * args.channels;  // row row_begin is the first of a part
+  const ProductSplits splits{count, args.rows * args.channels};
+  if (Status s = launch_gradient_product<kTransposed>(product, lhs, stream, splits); !s.ok()) return s;
+  const PartsArgs sum{parts, splits, args.row_count, args.row_begin, args.rows, args.channels, args.out};
+  const bool wide = args.channels % 4 == 0;
+  const int64_t blocks = ceil_div(args.rows * args.channels, wide ? 1024 : 256);
+  if (blocks > INT32_MAX) return {"cosegflow: a chunk of gradients is too large for one launch"};
+  return launch(wide ? &gradient_product_add_kernel<4> : &gradient_product_add_kernel<1>,
+                dim3(static_cast<unsigned>(blocks)), dim3(256), 0, stream, sum);
 }
 
 }  // namespace cosegflow

@@ -135,9 +135,11 @@ struct GradientArgs {
   View3 lse, grad_lse;
   int row_begin, rows;
   int row_tiles, splits;
-  int64_t pitch;  // of a row of dscore and of columns: a multiple of the tile
-  Acc* dscore;    // (images, rows, pitch): d(loss)/ds
-  Acc* columns;   // (images, row_tiles, 2, pitch): sums over a tile's rows of dlogit and of dlogit * s; or null
+  int64_t pitch;     // of a row of dscore and of columns: a multiple of the tile
+  T* dscore;         // (images, rows, pitch): d(loss)/ds; of halves with factors, see half_gradient.cuh
+  Acc* columns;      // (images, row_tiles, 2, pitch): sums over a tile's rows of dlogit and of dlogit * s; or null
+  const int* bound;  // Half: (images): bits of the largest |d(loss)/ds| that there may be
+  float* unscale;    // Half: (images), written: 1 / the factor of dscore
 };
 
 // The extents of the engine of T, for the host.

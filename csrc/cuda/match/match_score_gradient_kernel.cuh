@@ -1,24 +1,40 @@
 // match backward, first half: recomputes a chunk of scores and turns each into d(loss)/ds before it is written.
 //   p_ij = exp(beta s_ij + log m_j - lse_i);  dlogit = p_ij (g_i . (q_j - E_i) + g_lse_i);  ds = beta dlogit
 // E_i = flow_i + p_i is the expected position. The same engine as in the forward, so s and the logit round alike.
+// Halves leave as halves, for products on tensor cores, with the factors that half_gradient.cuh describes.
 //
 // Block: a tile of rows of the chunk against a run of target tiles. Registers: the accumulators, in place.
 // Shared memory: the engine's ring; seven numbers per row; the columns of two tiles; per-warp sums over rows.
 // Incoming gradients are read through the compact index: those of excluded rows are never read.
 // Column sums of dlogit (for the mask) and of dlogit * s (for beta) go to one slot per row tile, so that a later kernel
 // adds them up in a fixed order: no atomics, the same bits on every run.
-// Pipeline: the engine's. Moves 128 C elements from L2 and writes 128 * 128 accumulators per tile; 2 C FLOPs and one
+// Stores: a thread has pairs of neighbouring columns. Two lanes exchange a pair, so that each stores 8 bytes and a quad
+//   32 neighbouring ones, a sector; otherwise a column at a time.
+// Pipeline: the engine's. Moves 128 C elements from L2 and writes 128 * 128 numbers of T per tile; 2 C FLOPs and one
 // exponential per score: bound by the product for C >= 128, by the writes below. Fraction reached: not measured yet.
 #pragma once
 
+#include "half_gradient.cuh"
 #include "match/match_common.cuh"
+#include "primitives/half_pair.cuh"
+#include "primitives/quad_transpose.cuh"
 
 namespace cosegflow::match_cuda {
 
 template <class Acc>
 struct alignas(16) RowGradient {
   Acc inv_norm, lse, x, y, grad_x, grad_y, grad_lse;  // (x, y): E_i, relative to the centre of b's grid
+  Acc factor;                                         // of dlogit, in dscore; halves only
 };
+
+// The factor of the row's dlogit in dscore: times inv_norm of the column where folded. Never infinite, since dlogit may
+// be 0.
+template <class T>
+__device__ __forceinline__ float factor_of_row(const GradientArgs<T>& args, int64_t b, float inv_norm) {
+  const float beta = static_cast<const float*>(args.beta.data)[b * args.beta.stride[0]];
+  const float factor = beta * (kFolded<T> ? inv_norm : range_scale(__int_as_float(args.bound[b])));
+  return fminf(fmaxf(factor, -3.4e38f), 3.4e38f);
+}
 
 template <class Acc>
 __device__ __forceinline__ Acc read_or_zero(const void* data, int64_t at) {
@@ -41,7 +57,59 @@ __device__ __forceinline__ RowGradient<Acc> load_row_gradient(const GradientArgs
   r.grad_x = read_or_zero<Acc>(args.grad_flow.data, g);
   r.grad_y = read_or_zero<Acc>(args.grad_flow.data, g + args.grad_flow.stride[1]);
   r.grad_lse = read_or_zero<Acc>(args.grad_lse.data, at3(args.grad_lse));
+  if constexpr (sizeof(T) == 2) r.factor = factor_of_row(args, b, r.inv_norm);
   return r;
+}
+
+// p of a score, whose logit is relative to its row's lse. Halves: by the hardware's instruction alone, whose results
+// below 2^-126 are 0.
+template <class T, class Acc>
+__device__ __forceinline__ Acc probability(Acc logit) {
+  if constexpr (sizeof(T) == 2) {
+    return exp2_fast(logit * 1.4426950408889634f);
+  } else {
+    return exp_of(logit);
+  }
+}
+
+// Columns c0 .. c0 + 3 of a thread's row, whose first column of the tile is at `row`. All lanes of the warp.
+template <class T, class Engine, class Acc>
+__device__ __forceinline__ void store_four(T* row, int c0, const Acc (&ds)[4], bool inside) {
+  if constexpr (sizeof(T) == 2) {
+    uint32_t word[2] = {half_pair<T>(ds[0], ds[1]), half_pair<T>(ds[2], ds[3])};
+    exchange_in_quad(word);
+    const int lane = static_cast<int>(threadIdx.x) % 4;  // columns c0 and c0 + 2 of the engine are 8 apart
+    T* const at = row + Engine::col(c0) - lane * 2 + lane % 2 * 8 + lane / 2 * 4;
+    if (inside) *reinterpret_cast<uint2*>(at) = {word[0], word[1]};
+  } else if (inside) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) row[Engine::col(c0 + c)] = ds[c];
+  }
+}
+
+// Sums over the warp's rows of columns c0 .. c0 + 3 of a thread go to the warp's place. All lanes of the warp.
+template <class Engine, class Sums, class Acc>
+__device__ __forceinline__ void store_sums(Sums& sums, int c0, Acc (&logit)[4], Acc (&beta)[4]) {
+  const int warp = Engine::col_warp();
+  if constexpr (Engine::kRowLanes == 4) {  // 8 lanes share a column: each ends up with one of the 8 sums
+    Acc both[8] = {logit[0], logit[1], logit[2], logit[3], beta[0], beta[1], beta[2], beta[3]};
+    const Acc sum = warp_scatter_sums<4>(both);
+    const int lane = static_cast<int>(threadIdx.x) % 32;  // columns c0 and c0 + 2 of the engine are 8 apart
+    sums[lane / 16][warp][Engine::col(c0) + lane / 8 % 2 * 8 + lane / 4 % 2] = sum;
+  } else {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+#pragma unroll
+      for (int lanes = Engine::kRowLanes; lanes < 32; lanes *= 2) {  // the lanes that share a column
+        logit[c] += __shfl_xor_sync(0xffffffffu, logit[c], lanes);
+        beta[c] += __shfl_xor_sync(0xffffffffu, beta[c], lanes);
+      }
+      if (threadIdx.x % 32 < Engine::kRowLanes) {
+        sums[0][warp][Engine::col(c0 + c)] = logit[c];
+        sums[1][warp][Engine::col(c0 + c)] = beta[c];
+      }
+    }
+  }
 }
 
 template <class T, class Engine>
@@ -60,14 +128,17 @@ __global__ void __launch_bounds__(256, Engine::kBackwardBlocksPerSm) match_score
   const int64_t b = place.b;
   const int chunk_row = place.row_tile * Engine::kRows, row0 = args.row_begin + chunk_row;
   const int rows = min(min(Engine::kRows, args.rows - chunk_row), args.a.count[b] - row0);
+  if (std::is_same<T, Half>::value && place.row_tile == 0 && place.split == 0 && threadIdx.x == 0) {
+    args.unscale[b] = range_unscale(__int_as_float(args.bound[b]));
+  }
   if (rows <= 0) return;
 
   if (threadIdx.x < Engine::kRows) {  // published by the engine's barriers
     const int row = threadIdx.x;
     // Beyond the last row lse is +inf, so that p is 0.
-    row_gradient[row] = row < rows
-                            ? load_row_gradient(args, b, row0 + row)
-                            : RowGradient<Acc>{Acc(0), -minus_infinity<Acc>(), Acc(0), Acc(0), Acc(0), Acc(0), Acc(0)};
+    row_gradient[row] =
+        row < rows ? load_row_gradient(args, b, row0 + row)
+                   : RowGradient<Acc>{Acc(0), -minus_infinity<Acc>(), Acc(0), Acc(0), Acc(0), Acc(0), Acc(0), Acc(0)};
   }
 
   typename Engine::Strip strip;
@@ -87,7 +158,7 @@ __global__ void __launch_bounds__(256, Engine::kBackwardBlocksPerSm) match_score
   const auto epilogue = [&](int tile, typename Engine::Accumulators& acc) {
     const Column<Acc>* const column = columns[tile % 2];
     const Acc beta = static_cast<const Acc*>(args.beta.data)[b * args.beta.stride[0]];
-    Acc* const tile_out =
+    T* const tile_out =
         args.dscore + (b * args.rows + chunk_row) * args.pitch + static_cast<int64_t>(tile) * Engine::kCols;
     // Four columns at a time against all rows: few numbers live beside the accumulators, few reads of shared memory.
 #pragma unroll
@@ -98,33 +169,26 @@ __global__ void __launch_bounds__(256, Engine::kBackwardBlocksPerSm) match_score
       for (int c = 0; c < 4; ++c) target[c] = column[Engine::col(c0 + c)];
 #pragma unroll
       for (int r = 0; r < kR; ++r) {
+        if (sizeof(T) == 2) __syncwarp();  // else ptxas reads rows far ahead, into registers that it lacks
         const int row = Engine::row(r);
         const RowGradient<Acc> g = row_gradient[row];
+        Acc ds[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           const Acc s = Engine::value(acc, r, c0 + c) * g.inv_norm * target[c].inv_norm;
-          const Acc p = exp_of(fma_of(beta, s, target[c].log_weight) - g.lse);
+          const Acc p = probability<T>(fma_of(beta, s, target[c].log_weight) - g.lse);
           const Acc along = fma_of(g.grad_x, target[c].x - g.x, fma_of(g.grad_y, target[c].y - g.y, g.grad_lse));
           const Acc dlogit = p * along;
           sum_logit[c] += dlogit;
           sum_beta[c] = fma_of(dlogit, s, sum_beta[c]);
-          // The pitch has room for whole tiles. What lies beyond the count of targets is never read.
-          if (row < rows) tile_out[row * args.pitch + Engine::col(c0 + c)] = beta * dlogit;
+          ds[c] = (sizeof(T) == 2 ? g.factor : beta) * dlogit;
+          if (kFolded<T>) ds[c] *= target[c].inv_norm;
         }
+        // The pitch has room for whole tiles. What lies beyond the count of targets is never read.
+        store_four<T, Engine>(tile_out + row * args.pitch, c0, ds, row < rows);
       }
       if (args.columns == nullptr) continue;
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-#pragma unroll
-        for (int lanes = Engine::kRowLanes; lanes < 32; lanes *= 2) {  // the lanes that share a column
-          sum_logit[c] += __shfl_xor_sync(0xffffffffu, sum_logit[c], lanes);
-          sum_beta[c] += __shfl_xor_sync(0xffffffffu, sum_beta[c], lanes);
-        }
-        if (threadIdx.x % 32 < Engine::kRowLanes) {
-          sums[0][Engine::col_warp()][Engine::col(c0 + c)] = sum_logit[c];
-          sums[1][Engine::col_warp()][Engine::col(c0 + c)] = sum_beta[c];
-        }
-      }
+      store_sums<Engine>(sums, c0, sum_logit, sum_beta);
     }
     if (args.columns == nullptr) return;
     __syncthreads();

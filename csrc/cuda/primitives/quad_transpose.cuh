@@ -27,6 +27,16 @@ __device__ __forceinline__ void transpose_in_quad(uint32_t (&word)[4]) {
   }
 }
 
+// Neighbouring lanes exchange a word: an even lane then has its first one and its neighbour's, an odd one its
+// neighbour's second one and its own. For pairs of halves of two groups of 8 columns: lanes 0 and 2 then have the first
+// group, lanes 1 and 3 the second, 8 bytes each.
+__device__ __forceinline__ void exchange_in_quad(uint32_t (&word)[2]) {
+  const bool odd = threadIdx.x % 2 != 0;
+  const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? word[0] : word[1], 1);
+  word[0] = odd ? got : word[0];
+  word[1] = odd ? word[1] : got;
+}
+
 // Neighbouring lanes exchange pairs of words: an even lane then has its first pair and its neighbour's, an odd one its
 // neighbour's second pair and its own. For pairs of float32 of two groups of 8 columns: lanes 0 and 2 then have the
 // first group, lanes 1 and 3 the second.

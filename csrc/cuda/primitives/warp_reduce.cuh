@@ -25,6 +25,25 @@ __device__ __forceinline__ T warp_reduce_max(T v) {
   return v;
 }
 
+// kCount sums at once, a power of two, over the kCount lanes that differ in the bits from kLow on: lane l gets that of
+// v[l / kLow % kCount]. By halving: kCount - 1 shuffles, where kCount butterflies take kCount log2(kCount). v is
+// spoilt.
+template <int kLow, int kCount, class T>
+__device__ __forceinline__ T warp_scatter_sums(T (&v)[kCount]) {
+  static_assert((kCount & (kCount - 1)) == 0 && kLow * kCount <= 32, "the lanes are those of a warp");
+#pragma unroll
+  for (int half = kCount / 2; half > 0; half /= 2) {
+    const bool upper = (threadIdx.x & static_cast<unsigned>(half * kLow)) != 0;
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i) {
+      if (i >= half) continue;
+      const T got = __shfl_xor_sync(0xffffffffu, upper ? v[i] : v[i + half], half * kLow);
+      v[i] = (upper ? v[i + half] : v[i]) + got;
+    }
+  }
+  return v[0];
+}
+
 // The sum over the block, in every thread, in an order that does not depend on timing. blockDim.x * y * z must be a
 // multiple of 32. All threads of the block must call it.
 template <class T>
