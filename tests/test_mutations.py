@@ -14,6 +14,7 @@ if shutil.which("g++") is None:
 
 HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16-portable]"  # mma.sync
 SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32-fast]"  # the FMA kernel
+BACKWARD_HALF = "tests/test_match_backward_portable.py::test_gradients[hostsim-{}-holes]"
 BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16-portable]"
 BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
@@ -90,6 +91,8 @@ MMA_TILE = "csrc/cuda/mma_tile_product.cuh"
 SIMT_TILE = "csrc/cuda/tile_product.cuh"
 FORWARD = "csrc/cuda/match/match_forward_kernel.cuh"
 COMMON = "csrc/cuda/match/match_common.cuh"
+GRADIENT = "csrc/cuda/match/match_score_gradient_kernel.cuh"
+GRADIENT_HOST = "csrc/cuda/match/match_backward_cuda.cu"
 BOTH_FORWARD = "csrc/cuda/match_both/match_both_forward_kernel.cuh"
 BOTH_HOST = "csrc/cuda/match_both/match_both_forward_cuda.cu"
 BOTH_GRADIENT = "csrc/cuda/match_both/match_both_gradient_kernel.cuh"
@@ -161,6 +164,16 @@ BUGS = [
     Bug("too little shared memory", MMA_TILE, "static_cast<size_t>(kStages) * kSlab * sizeof(T);",
         "static_cast<size_t>(kStages) * kSlab * sizeof(T) - 64;", snippet=MATCH_HALF,
         says="not within the shared memory of the block"),
+    *(Bug(name, file, old, new, test=BACKWARD_HALF.format(case)) for name, file, old, new, case in (
+        ("lanes store each other's columns of ds", GRADIENT, "lane % 2 * 8 + lane / 2 * 4",
+         "lane / 2 * 8 + lane % 2 * 4", "one tile"),
+        ("sums of the columns in each other's places", GRADIENT, "lane / 8 % 2 * 8 + lane / 4 % 2",
+         "lane / 4 % 2 * 8 + lane / 8 % 2", "one tile"),
+        ("runs of rows of halves overwrite each other", GRADIENT_HOST, "args.accumulate = row_begin > 0;",
+         "args.accumulate = false;", "runs of rows, their sums in parts"),
+        ("a part of a sum left out", "csrc/cuda/gradient_product_mma.cuh", "part = 1; part < args.splits.count",
+         "part = 2; part < args.splits.count", "runs of rows, their sums in parts"),
+    )),
     Bug("barrier dropped before columns are merged", BOTH_FORWARD,
         "    __syncthreads();\n    // Read before", "    // Read before", op="match_both", test=BOTH_HALF),
     Bug("a lane keeps the wrong half of the columns", BOTH_FORWARD, "if (upper) offset += left;",

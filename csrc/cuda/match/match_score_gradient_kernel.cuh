@@ -27,13 +27,11 @@ struct alignas(16) RowGradient {
   Acc factor;                                         // of dlogit, in dscore; halves only
 };
 
-// The factor of the row's dlogit in dscore: times inv_norm of the column where folded. Never infinite, since dlogit may
-// be 0.
+// The factor of the row's dlogit in dscore: times inv_norm of the column where folded.
 template <class T>
 __device__ __forceinline__ float factor_of_row(const GradientArgs<T>& args, int64_t b, float inv_norm) {
   const float beta = static_cast<const float*>(args.beta.data)[b * args.beta.stride[0]];
-  const float factor = beta * (kFolded<T> ? inv_norm : range_scale(__int_as_float(args.bound[b])));
-  return fminf(fmaxf(factor, -3.4e38f), 3.4e38f);
+  return finite_factor(beta * (kFolded<T> ? inv_norm : range_scale(__int_as_float(args.bound[b]))));
 }
 
 template <class Acc>
