@@ -26,6 +26,7 @@ SELECTED = {
     "return_index": "test_masks or test_beta or test_the_lowest",
     "kernel_sigma": "masks or test_beta or (test_shapes and (shape1 or shape3))",
     "match": "test_masks or test_layouts or test_channels or test_many_tiles or test_huge or test_shapes",
+    "match_backward_portable": "test_gradients and runs",
     "match_hopper": "test_shapes and (warpgroup or lanes or streaming)",
     "match_both": "test_masks or test_layouts or test_many_tiles or test_huge or test_shapes",
 }
