@@ -11,7 +11,9 @@
 // Stores: a thread has pairs of neighbouring columns. Two lanes exchange a pair, so that each stores 8 bytes and a quad
 //   32 neighbouring ones, a sector; otherwise a column at a time.
 // Pipeline: the engine's. Moves 128 C elements from L2 and writes 128 * 128 numbers of T per tile; 2 C FLOPs and one
-// exponential per score: bound by the product for C >= 128, by the writes below. Fraction reached: not measured yet.
+//   exponential per score. Of halves an epilogue is 20 instructions a score, 21 with the sums (SASS of sm_90a): 2500
+//   issue slots of a multiprocessor a tile, which hide under the product of the other block on it for C >= 256.
+// Fraction reached: not measured yet.
 #pragma once
 
 #include "half_gradient.cuh"
