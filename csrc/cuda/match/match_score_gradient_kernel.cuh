@@ -4,7 +4,7 @@
 // Halves leave as halves, for products on tensor cores, with the factors that half_gradient.cuh describes.
 //
 // Block: a tile of rows of the chunk against a run of target tiles. Registers: the accumulators, in place.
-// Shared memory: the engine's ring; seven numbers per row; the columns of two tiles; per-warp sums over rows.
+// Shared memory: the engine's ring; eight numbers per row; the columns of two tiles; per-warp sums over rows.
 // Incoming gradients are read through the compact index: those of excluded rows are never read.
 // Column sums of dlogit (for the mask) and of dlogit * s (for beta) go to one slot per row tile, so that a later kernel
 // adds them up in a fixed order: no atomics, the same bits on every run.
