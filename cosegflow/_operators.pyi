@@ -52,6 +52,7 @@ class Operators:
         simple: bool,
         need_fa: bool,
         need_fb: bool,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor]: ...
     def soft_argmax(
         self,

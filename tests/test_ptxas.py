@@ -21,6 +21,7 @@ BUDGET: dict[str, int] = {
     "add_parts_kernel": 32,
     "compact_kernel": 40,
     "correlation_fma_kernel": 128,
+    "correlation_gate_kernel": 48,
     "correlation_hopper_kernel": 168,
     "correlation_mma_kernel": 128,
     "correlation_norm_kernel": 64,

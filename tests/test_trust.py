@@ -90,8 +90,9 @@ def hostsim_operators(spoil: str | None = None):
         volume = module.correlation(*convert((fa, fb)), normalize, relu, simple, **options)
         return spoiled("correlation", simple, [volume])[0]
 
-    def correlation_backward(grad, fa, fb, corr, normalize, relu, simple, *need):
-        results = module.correlation_backward(*convert((grad, fa, fb, corr)), normalize, relu, simple, need)
+    def correlation_backward(grad, fa, fb, corr, normalize, relu, simple, *need, portable):
+        arrays = convert((grad, fa, fb, corr))
+        results = module.correlation_backward(*arrays, normalize, relu, simple, need, portable=portable)
         return spoiled("correlation_backward", simple, results)
 
     def local_correlation(fa, fb, flow, radius, normalize, simple):

@@ -150,7 +150,14 @@ def _correlation(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[T
     corr = ops.correlation(fa, fb, True, True, simple, kernels.precision, kernels.portable)
     grad = _wave(tuple(corr.shape), 0.9, like).to(like.dtype)
     gate = torch.ones_like(corr)  # a score of about 0 may pass or not: the two kernels get the same gate
-    return [corr, *ops.correlation_backward(grad, fa, fb, gate, True, True, simple, True, True)]
+    # With and without a gate: Hopper's products read what the gate leaves, or the gradient as it is given.
+    gated = ops.correlation_backward(
+        grad, fa, fb, gate, True, True, simple, True, True, portable=kernels.portable,
+    )  # fmt: skip
+    plain = ops.correlation_backward(
+        grad, fa, fb, None, True, False, simple, True, True, portable=kernels.portable,
+    )  # fmt: skip
+    return [corr, *gated, *plain]
 
 
 def _local_correlation(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Tensor]:
