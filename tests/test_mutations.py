@@ -306,6 +306,9 @@ def baselines() -> dict[tuple, mutation.Outcome]:
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_planted_bug_is_found(bug, baselines):
+    Bug("features of the first run of rows in all", "csrc/cuda/correlation/correlation_backward_hopper_cuda.cu",
+        "args.b.first_depth = static_cast<int>(c.row), ", "", op="correlation",
+        test="tests/test_correlation_hopper.py::test_gradients[hostsim-runs of rows]"),
     check = (bug.op, bug.test, bug.snippet, bug.variant)
     options = {"op": bug.op, "test": bug.test, "snippet": bug.snippet, "variant": bug.variant}
     if check not in baselines:

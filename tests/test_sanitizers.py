@@ -19,7 +19,7 @@ SELECTED = {
     "warp": "test_values_and_gradients or test_layouts or test_outside",
     "cycle_error": "test_values_and_gradients or test_layouts",
     "correlation": "(test_values_and_gradients and (shape1 or shape2 or shape4)) or test_layouts",
-    "correlation_hopper": "test_shapes and (warpgroup or odd or bands)",
+    "correlation_hopper": "(test_shapes and (warpgroup or odd or bands)) or (test_gradients and (odd or aligned))",
     "soft_argmax": "test_masks or test_not_contiguous or (test_shapes and (shape1 or shape3))",
     "local_correlation": "(test_values_and_gradients and (shape1 or shape3)) or test_layouts or test_outside",
     "transfer": "test_masks or test_layouts or test_value_channels or test_huge or (test_many_tiles and float32)",
