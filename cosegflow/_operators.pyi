@@ -202,6 +202,7 @@ class Operators:
         need_values: bool,
         need_mask_b: bool,
         need_beta: bool,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 operators: Operators

@@ -96,6 +96,7 @@ BUDGET: dict[str, int] = {
     "soft_argmax_mask_simple_kernel": 80,
     "soft_argmax_weight_kernel": 32,
     "transfer_add_columns_kernel": 32,
+    "transfer_backward_hopper_kernel": 168,
     "transfer_beta_gradient_kernel": 32,
     "transfer_clear_lse_kernel": 32,
     "transfer_delta_kernel": 32,
@@ -105,6 +106,7 @@ BUDGET: dict[str, int] = {
     "transfer_hopper_kernel": 168,
     "transfer_mask_gradient_kernel": 32,
     "transfer_product_kernel": 128,
+    "transfer_rows_kernel": 64,
     "transfer_simple_gradient_kernel": 64,
     "transfer_simple_probability_kernel": 32,
     "transfer_simple_product_kernel": 40,
@@ -118,7 +120,7 @@ BUDGET: dict[str, int] = {
 
 
 # These keep on the stack what a strip needs, not what a tile does: tests/test_sass.py looks at their loops.
-OUTSIDE_THE_LOOP = r"match_backward_hopper_kernel<cosegflow::\w+, true>"
+OUTSIDE_THE_LOOP = r"\w+_backward_hopper_kernel<cosegflow::\w+(, \d)?, true>"
 
 
 def find_nvcc() -> str | None:

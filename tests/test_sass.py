@@ -68,7 +68,9 @@ def after_product(code: list[str]) -> list[str]:
 
 def test_there_are_kernels(kernels):
     names = {re.search(r"\d([a-z_]+)_hopper_kernel", name)[1] for name in kernels}
-    assert names == {"match", "match_both", "match_backward", "transfer", "correlation", "gradient_product"}
+    assert names == {
+        "match", "match_both", "match_backward", "transfer", "transfer_backward", "correlation", "gradient_product",
+    }  # fmt: skip
 
 
 def test_intended_instructions(kernels):
@@ -85,14 +87,14 @@ def test_intended_instructions(kernels):
 
 
 def test_nothing_in_local_memory(kernels):
-    """The sums for mask and beta of match's backward have a strip's numbers there, and one read of them a tile."""
+    """The sums for mask and beta of a backward have a strip's numbers there, and one or two reads of them a tile."""
     for name, code in kernels.items():
         local = [line for line in code if re.match(r"(LDL|STL)\b", line)]
-        if "match_backward_hopper_kernel" in name and "Lb1E" in name:
+        if "_backward_hopper_kernel" in name and "Lb1E" in name:
             first = next(i for i, line in enumerate(code) if line.startswith("HGMMA"))
             end = next(i for i, line in enumerate(code) if i > first and line.startswith("USETMAXREG"))
             local = [line for line in code[first:end] if re.match(r"(LDL|STL)\b", line)]
-            assert len(local) <= 1 and not any(line.startswith("STL") for line in local), f"{name}: {local}"
+            assert len(local) <= 2 and not any(line.startswith("STL") for line in local), f"{name}: {local}"
             continue
         assert not local, f"{name}: {local[:5]}"
 

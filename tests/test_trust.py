@@ -69,10 +69,10 @@ def hostsim_operators(spoil: str | None = None):
         results = module.transfer(*arrays, beta, normalize, simple, **named("transfer", *kernels))
         return spoiled("transfer", simple, results)
 
-    def transfer_backward(grad, fa, fb, values, mask_a, mask_b, beta, out, lse, normalize, simple, *need):
+    def transfer_backward(grad, fa, fb, values, mask_a, mask_b, beta, out, lse, normalize, simple, *need, portable):
         beta = backends.beta_per_image(beta, fa.shape[0])
         arrays = convert((grad, fa, fb, values, mask_a, mask_b)), convert((out, lse))
-        results = module.transfer_backward(*arrays[0], beta, *arrays[1], normalize, simple, need)
+        results = module.transfer_backward(*arrays[0], beta, *arrays[1], normalize, simple, need, portable=portable)
         return spoiled("transfer_backward", simple, results)
 
     def soft_argmax(corr, mask_b, beta, simple, *options):

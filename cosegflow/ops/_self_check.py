@@ -117,7 +117,7 @@ def _transfer(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Tens
         saved = ops.transfer(fa, fb, values, mask_a, mask_b, beta, True, simple, 0, kernels.portable)
     grads = ops.transfer_backward(
         _wave((b, 11, ha, wa), 0.9, like).to(acc), fa, fb, values, mask_a, mask_b, beta, *saved, True, simple, True,
-        True, True, True, True,
+        True, True, True, True, portable=kernels.portable,
     )  # fmt: skip
     return [out, _finite(lse), *grads]
 

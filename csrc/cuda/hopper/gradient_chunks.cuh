@@ -10,15 +10,14 @@
 
 #include "common/arena.h"
 #include "entry_checks.cuh"
+#include "half_gradient.cuh"
 #include "hopper/gradient_plan.cuh"
 #include "hopper/operands.cuh"
 #include "hopper/pipeline.cuh"
-#include "hopper/score_gradient.cuh"
 #include "match/match_mask_gradient.cuh"
 #include "normalize_backward.cuh"
 #include "normalize_rows.cuh"
 #include "pack_tiles.cuh"
-#include "primitives/warp_reduce.cuh"
 
 namespace cosegflow::hopper {
 
@@ -113,17 +112,7 @@ __device__ __forceinline__ void write_chunk_count(const ChunkCounts& args, int64
   args.chunk_count[thread] = static_cast<int>(left < 0 ? 0 : (left < args.chunk_rows ? left : args.chunk_rows));
 }
 
-// What the bound of image b learns from a warp. All lanes; those without a row have bound -1.
-__device__ __forceinline__ void raise_bound(int* bounds, int64_t b, float bound) {
-  int bits = bound < HUGE_VALF ? __float_as_int(bound) : -1;
-  const int first = __shfl_sync(0xffffffffu, static_cast<int>(b), 0);
-  const bool together = __all_sync(0xffffffffu, first == static_cast<int>(b));
-  if (together) bits = warp_reduce_max(bits);
-  // Numbers >= 0 are in the order of their bits, so it does not matter who is first.
-  if (bits >= 0 && (!together || threadIdx.x % 32 == 0)) atomicMax(bounds + b, bits);
-}
-
-// unscale (B) from bound (B). gradient_product_cuda.cu
+// unscale (B) from bound (B): gradient_chunks_cuda.cu.
 Status launch_unscale(const int* bound, int64_t batch, float* unscale, Stream stream);
 
 // ---- a chunk --------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(256) match_rows_kernel(RowsArgs args) {
     bound = fabsf(beta) * (fabsf(r.gx) * static_cast<float>(args.width_b) +
                            fabsf(r.gy) * static_cast<float>(args.height_b) + fabsf(grad_lse));
   }
-  if (!args.folded) hopper::raise_bound(args.bound, b, bound);
+  if (!args.folded) raise_bound(args.bound, b, bound);
 }
 
 template <class T>
