@@ -21,6 +21,7 @@ LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32-fast]"
 CHUNKS = "tests/test_transfer.py::test_backward_in_chunks"
+TRANSFER_BACKWARD = "tests/test_transfer_backward_hopper.py::test_value_channels[hostsim-9]"
 TIES = "tests/test_return_index.py::test_the_lowest_of_ties[hostsim-{at}-dtype{dtype}-{op}-{kernels}]"
 WINDOW = "tests/test_kernel_sigma.py::test_soft_argmax_masks[hostsim-holes-dtype1-fast]"
 
@@ -105,6 +106,7 @@ HOPPER_PIPELINE = "csrc/cuda/hopper/pipeline.cuh"
 HOPPER_LINE = "csrc/cuda/hopper/work_line.cuh"
 HOPPER_SOFTMAX = "csrc/cuda/hopper/row_softmax.cuh"
 TRANSFER_HOPPER_HOST = "csrc/cuda/transfer/transfer_hopper_cuda.cu"
+TRANSFER_BACKWARD_HOST = "csrc/cuda/transfer/transfer_backward_hopper_cuda.cu"
 CORRELATION_KERNEL = "csrc/cuda/correlation/correlation_hopper_kernel.cuh"
 CORRELATION_STORE = "csrc/cuda/correlation/correlation_store.cuh"
 WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
@@ -258,12 +260,23 @@ BUGS = [
         ("planes end with the last target", TRANSFER_HOPPER_HOST,
          "if (row / hopper::kCols > max(count - 1, 0) / hopper::kCols) return;", "if (row >= count) return;"),
         ("excluded sources left as they were", TRANSFER_HOPPER_HOST, ".weight > 0) return;", ".weight >= 0) return;"),
-        ("launches share the counters of fragments", TRANSFER_HOPPER_HOST, "space.counter + pass * space.counters",
-         "space.counter"),
+        ("launches share the counters of fragments", TRANSFER_HOPPER_HOST,
+         "passes.counters + pass * a.batch * passes.row_tiles * 2",
+         "passes.counters"),
         ("a strip overwritten while it is read", "csrc/cuda/hopper/parked_line.cuh",
          "    __syncwarp();  // all lanes have read the last strip\n", ""),
         ("lanes added up before they have one base", "csrc/cuda/primitives/value_softmax.cuh", "    raise(highest);\n",
          ""),
+    )),
+    *(Bug(name, file, old, new, op="transfer", test=TRANSFER_BACKWARD) for name, file, old, new in (
+        ("launches of a chunk overwrite each other", TRANSFER_BACKWARD_HOST, "args.accumulate = number > 0;",
+         "args.accumulate = false;"),
+        ("sums of the last launch only", TRANSFER_BACKWARD_HOST, "chunk.number == 0 && number == 0",
+         "chunk.number == 0"),
+        ("a lane with another lane's column", "csrc/cuda/hopper/column_halving.cuh", "(lane & 4) * 4 + (lane & 8)",
+         "(lane & 8) * 2 + (lane & 4) * 2"),
+        ("p of values above 1", "csrc/cuda/transfer/transfer_hopper_kernel.cuh", "state.log_sum_exp() + log_weight -",
+         "state.log_sum_exp() -"),
     )),
     *(Bug(name, file, old, new, op="match_both", snippet=BOTH_HOPPER) for name, file, old, new in (
         ("a lane keeps another lane's column", BOTH_SOFTMAX, "column(lane / 4) + g * 32",
@@ -293,6 +306,9 @@ BUGS = [
         ("boxes of planes in one place", CORRELATION_KERNEL, "to + box * kTurnedBox", "to"),
         ("lanes store each other's columns", CORRELATION_STORE, "? 8 * lane", "? 8 * (lane ^ 1)"),
     )),
+    Bug("features of the first run of rows in all", "csrc/cuda/correlation/correlation_backward_hopper_cuda.cu",
+        "args.b.first_depth = static_cast<int>(c.row), ", "", op="correlation",
+        test="tests/test_correlation_hopper.py::test_gradients[hostsim-runs of rows]"),
     Bug("one exponential for peaks far apart", BOTH_SOFTMAX, "if (__all_sync(0xffffffffu, near)) {", "if (true) {",
         op="match_both", test="tests/test_match_both_hopper.py::test_peaks_far_apart[hostsim-none-300.0]"),
 ]  # fmt: skip
@@ -306,9 +322,6 @@ def baselines() -> dict[tuple, mutation.Outcome]:
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_planted_bug_is_found(bug, baselines):
-    Bug("features of the first run of rows in all", "csrc/cuda/correlation/correlation_backward_hopper_cuda.cu",
-        "args.b.first_depth = static_cast<int>(c.row), ", "", op="correlation",
-        test="tests/test_correlation_hopper.py::test_gradients[hostsim-runs of rows]"),
     check = (bug.op, bug.test, bug.snippet, bug.variant)
     options = {"op": bug.op, "test": bug.test, "snippet": bug.snippet, "variant": bug.variant}
     if check not in baselines:
