@@ -198,7 +198,7 @@ BUGS = [
         "other.index > index", op="soft_argmax",
         test=TIES.format(at="[5, 6]", dtype=1, op="soft_argmax", kernels="fast")),
     Bug("gradient not taken back through the window", "csrc/cuda/soft_argmax/soft_argmax_backward_kernels.cuh",
-        "            slope *= row.window.slope(s, k);\n", "", op="soft_argmax", test=WINDOW),
+        "s[u] *= k, slope *= k;", "s[u] *= k;", op="soft_argmax", test=WINDOW),
     Bug("tap one pixel beyond the image", WARP_MATH, "&& x >= 0 && x < width &&", "&& x >= 0 && x <= width &&",
         op="warp", test=WARP),
     Bug("gradient through the position forgotten", CYCLE_MATH,

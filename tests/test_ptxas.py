@@ -15,8 +15,8 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 
 # Registers per thread that a kernel may use on any architecture, so that 8, 6, 5, 4, 3, 2 or 1 of its blocks of 256
 # threads fit the 65536 registers of a multiprocessor: 32, 40, 48, 64, 80, 128 or 255; soft_argmax_backward_kernel has
-# blocks of 128 threads. Where setmaxnreg moves registers between warpgroups, ptxas reports those at the launch: 168 of
-# 384 threads.
+# blocks of 128 threads, soft_argmax_targets_kernel of 1024. Where setmaxnreg moves registers between warpgroups, ptxas
+# reports those at the launch: 168 of 384 threads.
 BUDGET: dict[str, int] = {
     "add_parts_kernel": 32,
     "compact_kernel": 40,
@@ -87,14 +87,17 @@ BUDGET: dict[str, int] = {
     "pack_features_kernel": 128,
     "pack_tiles_count_kernel": 32,
     "pack_tiles_kernel": 64,
-    "soft_argmax_backward_kernel": 160,
+    "soft_argmax_any_row_kernel": 128,
+    "soft_argmax_backward_kernel": 168,
     "soft_argmax_backward_simple_kernel": 64,
     "soft_argmax_beta_gradient_kernel": 32,
     "soft_argmax_forward_kernel": 128,
     "soft_argmax_forward_simple_kernel": 64,
     "soft_argmax_mask_gradient_kernel": 32,
     "soft_argmax_mask_simple_kernel": 80,
+    "soft_argmax_targets_kernel": 48,
     "soft_argmax_weight_kernel": 32,
+    "soft_argmax_window_kernel": 255,
     "transfer_add_columns_kernel": 32,
     "transfer_backward_hopper_kernel": 168,
     "transfer_beta_gradient_kernel": 32,
