@@ -148,6 +148,7 @@ class Operators:
         need_mask_a: bool,
         need_mask_b: bool,
         need_beta: bool,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
     def local_correlation(
         self,

@@ -21,6 +21,7 @@ LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32-fast]"
 CHUNKS = "tests/test_transfer.py::test_backward_in_chunks"
+BOTH_BACKWARD = "tests/test_match_both_backward_hopper.py::test_gradients[hostsim-runs of rows, the last one short]"
 TRANSFER_BACKWARD = "tests/test_transfer_backward_hopper.py::test_value_channels[hostsim-9]"
 TIES = "tests/test_return_index.py::test_the_lowest_of_ties[hostsim-{at}-dtype{dtype}-{op}-{kernels}]"
 WINDOW = "tests/test_kernel_sigma.py::test_soft_argmax_masks[hostsim-holes-dtype1-fast]"
@@ -107,6 +108,7 @@ HOPPER_LINE = "csrc/cuda/hopper/work_line.cuh"
 HOPPER_SOFTMAX = "csrc/cuda/hopper/row_softmax.cuh"
 TRANSFER_HOPPER_HOST = "csrc/cuda/transfer/transfer_hopper_cuda.cu"
 TRANSFER_BACKWARD_HOST = "csrc/cuda/transfer/transfer_backward_hopper_cuda.cu"
+GRADIENT_PRODUCT = "csrc/cuda/hopper/gradient_product_cuda.cu"
 CORRELATION_KERNEL = "csrc/cuda/correlation/correlation_hopper_kernel.cuh"
 CORRELATION_STORE = "csrc/cuda/correlation/correlation_store.cuh"
 WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
@@ -268,6 +270,12 @@ BUGS = [
         ("lanes added up before they have one base", "csrc/cuda/primitives/value_softmax.cuh", "    raise(highest);\n",
          ""),
     )),
+    Bug("sums of rows of all chunks in one place", "csrc/cuda/match_both/match_both_backward_hopper_cuda.cu",
+        "(chunk.b0 * plan.chunks + chunk.number) * plan.row_room", "chunk.b0 * plan.chunks * plan.row_room",
+        op="match_both", test=BOTH_BACKWARD),
+    Bug("a column's probability with the weight of the column",
+        "csrc/cuda/match_both/match_both_backward_hopper_kernel.cuh", "fma_of(score, slope, log_weight_[r])",
+        "fma_of(score, slope, scale.at[e].log_weight)", op="match_both", test=BOTH_BACKWARD),
     *(Bug(name, file, old, new, op="transfer", test=TRANSFER_BACKWARD) for name, file, old, new in (
         ("launches of a chunk overwrite each other", TRANSFER_BACKWARD_HOST, "args.accumulate = number > 0;",
          "args.accumulate = false;"),
@@ -309,6 +317,15 @@ BUGS = [
     Bug("features of the first run of rows in all", "csrc/cuda/correlation/correlation_backward_hopper_cuda.cu",
         "args.b.first_depth = static_cast<int>(c.row), ", "", op="correlation",
         test="tests/test_correlation_hopper.py::test_gradients[hostsim-runs of rows]"),
+    *(Bug(name, file, old, new, test=f"tests/test_match_backward_hopper.py::test_gradients[hostsim-{case}-none]")
+      for name, file, old, new, case in (
+        ("every run of rows takes the image's first features", GRADIENT_PRODUCT, "first_depth + slab * kDepth",
+         "slab * kDepth", "runs of rows, the last one short"),
+        ("a part of the depth twice", GRADIENT_PRODUCT, "u.first_slab = min(slabs, u.split * each);",
+         "u.first_slab = 0;", "partial sums"),
+        ("a chunk's gradient instead of all chunks'", "csrc/cuda/hopper/gradient_chunks.cuh",
+         "args.b.accumulate = c.number > 0", "args.b.accumulate = false", "runs of rows, the last one short"),
+    )),
     Bug("one exponential for peaks far apart", BOTH_SOFTMAX, "if (__all_sync(0xffffffffu, near)) {", "if (true) {",
         op="match_both", test="tests/test_match_both_hopper.py::test_peaks_far_apart[hostsim-none-300.0]"),
 ]  # fmt: skip

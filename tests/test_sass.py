@@ -69,7 +69,8 @@ def after_product(code: list[str]) -> list[str]:
 def test_there_are_kernels(kernels):
     names = {re.search(r"\d([a-z_]+)_hopper_kernel", name)[1] for name in kernels}
     assert names == {
-        "match", "match_both", "match_backward", "transfer", "transfer_backward", "correlation", "gradient_product",
+        "match", "match_both", "transfer", "correlation", "match_backward", "match_both_backward", "transfer_backward",
+        "gradient_product",
     }  # fmt: skip
 
 
@@ -87,14 +88,15 @@ def test_intended_instructions(kernels):
 
 
 def test_nothing_in_local_memory(kernels):
-    """The sums for mask and beta of a backward have a strip's numbers there, and one or two reads of them a tile."""
+    """The sums for masks and beta of a backward have a strip's numbers there, and a few reads of them a tile."""
     for name, code in kernels.items():
         local = [line for line in code if re.match(r"(LDL|STL)\b", line)]
         if "_backward_hopper_kernel" in name and "Lb1E" in name:
             first = next(i for i, line in enumerate(code) if line.startswith("HGMMA"))
             end = next(i for i, line in enumerate(code) if i > first and line.startswith("USETMAXREG"))
             local = [line for line in code[first:end] if re.match(r"(LDL|STL)\b", line)]
-            assert len(local) <= 2 and not any(line.startswith("STL") for line in local), f"{name}: {local}"
+            few = 9 if "match_both" in name else 2
+            assert len(local) <= few and not any(line.startswith("STL") for line in local), f"{name}: {local}"
             continue
         assert not local, f"{name}: {local[:5]}"
 

@@ -54,13 +54,14 @@ def hostsim_operators(spoil: str | None = None):
         results = module.match_both(*arrays, beta, normalize, simple, **named("match_both", *kernels))
         return spoiled("match_both", simple, results)
 
-    def match_both_backward(*arguments):
+    def match_both_backward(*arguments, portable):
         incoming, (fa, fb, mask_a, mask_b, beta), saved = arguments[:4], arguments[4:9], arguments[9:13]
         normalize, simple, *need = arguments[13:]
         beta = backends.beta_per_image(beta, fa.shape[0])
         results = module.match_both_backward(
-            *convert((fa, fb, mask_a, mask_b)), beta, convert(saved), convert(incoming), normalize, simple, need
-        )
+            *convert((fa, fb, mask_a, mask_b)), beta, convert(saved), convert(incoming), normalize, simple, need,
+            portable=portable,
+        )  # fmt: skip
         return spoiled("match_both_backward", simple, results)
 
     def transfer(fa, fb, values, mask_a, mask_b, beta, normalize, simple, *kernels):

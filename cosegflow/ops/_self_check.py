@@ -98,8 +98,9 @@ def _match_both(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Te
         precise = ops.match_both(fa, fb, mask_a, mask_b, beta, True, simple, 0, kernels.portable)
     saved = [precise[i] for i in (0, 1, 3, 4)]
     grads = ops.match_both_backward(
-        *incoming, fa, fb, mask_a, mask_b, beta, *saved, True, simple, True, True, True, True, True
-    )
+        *incoming, fa, fb, mask_a, mask_b, beta, *saved, True, simple, True, True, True, True, True,
+        portable=kernels.portable,
+    )  # fmt: skip
     return [*(_finite(o) for o in outputs), *grads]
 
 

@@ -114,7 +114,7 @@ struct HopperSpace {
       : arena(base), value_counters(counters_of(p)), chunks(arena, p, p.batch + value_counters) {
     const TileSide<T>&a = chunks.a, &b = chunks.b;
     const int64_t planes = ceil_div(p.value_channels, 2) * p.batch;
-    launch_values = 2 * most_planes(chunks.wants_sums());
+    launch_values = 2 * most_planes(chunks.wants_sums);
     launches = ceil_div(p.value_channels, launch_values);
     rows = arena.take<RowGradient>(launches * p.batch * a.positions);
     values = arena.take<Place>(planes * b.pitch), incoming = arena.take<Place>(planes * a.pitch);
@@ -218,7 +218,7 @@ Status chunk_gradient(const TransferParams& p, const HopperSpace<T>& w, const ho
   const int planes = w.launches > 1 ? w.launch_values / 2 : planes_of(p.value_channels);
   for (int64_t number = 0; number < w.launches; ++number) {
     Status s;
-    if (w.chunks.wants_sums()) {
+    if (w.chunks.wants_sums) {
       s = planes == 1 ? launch_gradient<1, true>(p, w, chunk, number, stream)
                       : launch_gradient<2, true>(p, w, chunk, number, stream);
     } else if (planes == 1) {
@@ -238,7 +238,7 @@ Status backward(const TransferParams& p, void* workspace, Stream stream) {
   const HopperSpace<T> w(p, workspace);
   if (Status s = prepare(p, w, stream); !s.ok()) return s;
   if (Status s = values_gradient(p, w, stream); !s.ok()) return s;
-  if (w.chunks.wants_products() || w.chunks.wants_sums()) {
+  if (w.chunks.wants_products() || w.chunks.wants_sums) {
     const auto gradient = [&](const hopper::GradientChunk<T>& chunk) { return chunk_gradient(p, w, chunk, stream); };
     if (Status s = hopper::gradients_by_chunks(w.chunks, gradient, stream); !s.ok()) return s;
   }

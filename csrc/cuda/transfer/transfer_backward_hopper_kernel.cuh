@@ -66,7 +66,8 @@ class ScoreGradient {
   __device__ __forceinline__ void begin(const Args& args, int image, int row0, int rows) {
     const float beta = static_cast<const float*>(args.beta.data)[image * args.beta.stride[0]];
     steep_ = !kSums && fabsf(beta) > 1e20f;  // beta / norm might overflow
-    beta_ = beta, factor_ = kFolded<T> ? beta : beta * range_scale(__int_as_float(args.bound[image]));
+    beta_ = beta;
+    factor_ = kFolded<T> ? fminf(fmaxf(beta, -1e26f), 1e26f) : beta * range_scale(__int_as_float(args.bound[image]));
     natural_ = 0;
 #pragma unroll
     for (int r = 0; r < kR; ++r) {
@@ -78,12 +79,12 @@ class ScoreGradient {
       natural_ |= (read.k == 1.0f ? 1u : 0u) << r;
       base_[r] = read.base;
       const float factor = kSums ? 1.0f : (kFolded<T> ? factor_ * read.inv_norm : factor_);
-      delta_[r] = read.delta * factor;
+      delta_[r] = held(read.delta * factor);
 #pragma unroll
       for (int v = 0; v < kPlanes; ++v) {
         Place g = {0.0f, 0.0f};
         if (live && args.incoming[v] != nullptr) g = args.incoming[v][image * args.pitch_a + row];
-        g_[v][r] = {g.x * factor, g.y * factor};
+        g_[v][r] = {held(g.x * factor), held(g.y * factor)};
       }
     }
   }
@@ -137,7 +138,7 @@ class ScoreGradient {
             if constexpr (kSums) {
               of_column[e] += ds[e];
               whole = fma_of(ds[e], score, whole);
-              ds[e] *= kFolded<T> ? beta_ * slope_[r] : factor_;
+              ds[e] *= kFolded<T> ? factor_ * slope_[r] : factor_;
             }
             if constexpr (kFolded<T>) ds[e] *= scale.at[e].inv_norm;
           }
@@ -158,6 +159,9 @@ class ScoreGradient {
   }
 
  private:
+  // What multiplies a p that may be 0, or a value, stays finite; a NaN stays one.
+  static __device__ __forceinline__ float held(float v) { return fabsf(v) > 1e30f ? copysignf(1e30f, v) : v; }
+
   __device__ __forceinline__ void store(T* tile, const Args& args, int r, int piece, uint32_t (&word)[4]) const {
     hopper::transpose_in_quad(word);
     uint4* const to =
