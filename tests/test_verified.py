@@ -59,7 +59,7 @@ def test_portable_kernels_need_a_run_of_their_own_where_others_stand_before_them
     del result["tests"]["test_match.py portable"]
     assert verified_from(tmp_path, result) == ALL[:2]
     result["self_check"] = {k: row for k, row in result["self_check"].items() if row["path"] == "portable"}
-    assert verified_from(tmp_path, {**result, "arch": "sm_80"}) == [("correlation", "portable", "sm_80"),
+    assert verified_from(tmp_path, {**result, "arch": "sm_80"}) == [("local_correlation", "portable", "sm_80"),
                                                                     ("match", "portable", "sm_80")]  # fmt: skip
 
 
