@@ -86,7 +86,7 @@ Status prepare_rows(const MatchParams& p, const HopperSpace<T>& w, Stream stream
   args.batch = p.batch, args.positions = a.positions, args.pitch = a.pitch;
   args.width_a = static_cast<int>(p.width_a);
   args.width_b = static_cast<int>(p.width_b), args.height_b = static_cast<int>(p.height_b);
-  args.folded = hopper::kFolded<T>, args.beta = p.beta;
+  args.folded = kFolded<T>, args.beta = p.beta;
   args.flow = p.flow, args.grad_flow = p.grad_flow, args.lse = p.lse, args.grad_lse = p.grad_lse;
   args.rows = w.rows, args.bound = w.chunks.bound;
   args.chunks = hopper::chunk_counts(w.chunks);
@@ -115,7 +115,7 @@ Status chunk_gradient(const MatchParams& p, const HopperSpace<T>& w, const hoppe
   args.column_sums = w.chunks.sums.columns, args.tile_sums = w.chunks.sums.tiles;
   const auto kernel =
       w.chunks.wants_sums ? &match_backward_hopper_kernel<T, true> : &match_backward_hopper_kernel<T, false>;
-  if (Status s = launch_hopper(kernel, tiles.grid, dim3(hopper::kThreads), sizeof(hopper::Shared<1>), stream,
+  if (Status s = launch_hopper(kernel, tiles.grid, dim3(hopper::kThreads), sizeof(hopper::GradientShared<1>), stream,
                                tiles.maps.a, tiles.maps.b, args);
       !s.ok()) {
     return s;

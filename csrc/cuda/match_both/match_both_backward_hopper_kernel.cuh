@@ -62,16 +62,16 @@ class ScoreGradient {
 
   __device__ __forceinline__ void begin(const Args& args, int image, int row0, int rows) {
     const float beta = static_cast<const float*>(args.beta.data)[image * args.beta.stride[0]];
-    steep_ = !kSums && fabsf(beta) > 1e20f;  // beta / norm might overflow
+    steep_ = !kSums && fabsf(beta) > hopper::kSteepBeta;  // beta / norm might overflow
     beta_ = beta;
-    factor_ = steep_ ? kSteepScale : 1.0f;
+    factor_ = steep_ ? hopper::kSteepScale : 1.0f;
     if (!kFolded<T>) factor_ = beta * range_scale(__int_as_float(args.bound[image]));
 #pragma unroll
     for (int r = 0; r < kR; ++r) {
       const int row = ThreadTile::row(r);
       SourcePixel read = {0.0f, HUGE_VALF, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, minus_infinity<float>()};  // p = 0
       if (row < rows) read = args.rows[image * args.positions_a + row0 + row];
-      slope_[r] = kSums ? read.inv_norm : (steep_ ? beta / kSteepScale : beta) * read.inv_norm;
+      slope_[r] = kSums ? read.inv_norm : (steep_ ? beta / hopper::kSteepScale : beta) * read.inv_norm;
       lse_[r] = read.lse;
       gx_[r] = read.gx, gy_[r] = read.gy, g_[r] = read.g;
       place_[r] = {read.x, read.y}, log_weight_[r] = read.log_weight;
@@ -88,10 +88,7 @@ class ScoreGradient {
     using hopper::kPieceColumns;
     T* const ds_of_tile = args.ds + at * args.pitch + tile * hopper::kCols;
     [[maybe_unused]] const int64_t slot = at / 32 + threadIdx.x % 128 / 32;
-    if (steep_) {
-#pragma unroll
-      for (int i = 0; i < 64; ++i) acc[0][i] *= kSteepScale, acc[1][i] *= kSteepScale;
-    }
+    if (steep_) hopper::scale_steep(acc);
     [[maybe_unused]] float whole = 0.0f, of_row[kR] = {};
 #pragma unroll
     for (int piece = 0; piece < hopper::kPieces; ++piece) {
@@ -168,7 +165,6 @@ class ScoreGradient {
 #endif
   }
 
-  static constexpr float kSteepScale = 1099511627776.0f;  // 2^40: see RowSoftmax
   float slope_[kR], lse_[kR], gx_[kR], gy_[kR], g_[kR], log_weight_[kR];
   Place place_[kR];
   [[maybe_unused]] float beta_, factor_;  // the latter: what slope_ lacks of the factor of ds

@@ -69,7 +69,7 @@ class ScoreGradient {
 
   __device__ __forceinline__ void begin(const Args& args, int image, int row0, int rows) {
     const float beta = static_cast<const float*>(args.beta.data)[image * args.beta.stride[0]];
-    steep_ = !kSums && fabsf(beta) > 1e20f;  // beta / norm might overflow
+    steep_ = !kSums && fabsf(beta) > hopper::kSteepBeta;  // beta / norm might overflow
     beta_ = beta;
     factor_ = kFolded<T> ? fminf(fmaxf(beta, -1e26f), 1e26f) : beta * range_scale(__int_as_float(args.bound[image]));
     natural_ = 0;
@@ -79,16 +79,16 @@ class ScoreGradient {
       const bool live = ThreadTile::row(r) < rows;
       RowGradient read = {0.0f, 0.0f, HUGE_VALF, 0.0f};  // p = 0
       if (live) read = args.rows[image * args.positions_a + row];
-      slope_[r] = kSums ? read.inv_norm : (steep_ ? beta / kSteepScale : beta) * read.inv_norm;
+      slope_[r] = kSums ? read.inv_norm : (steep_ ? beta / hopper::kSteepScale : beta) * read.inv_norm;
       natural_ |= (read.k == 1.0f ? 1u : 0u) << r;
       base_[r] = read.base;
       const float factor = kSums ? 1.0f : (kFolded<T> ? factor_ * read.inv_norm : factor_);
-      delta_[r] = held(read.delta * factor);
+      delta_[r] = hopper::held(read.delta * factor);
 #pragma unroll
       for (int v = 0; v < kPlanes; ++v) {
         Place g = {0.0f, 0.0f};
         if (live && args.incoming[v] != nullptr) g = args.incoming[v][image * args.pitch_a + row];
-        g_[v][r] = {held(g.x * factor), held(g.y * factor)};
+        g_[v][r] = {hopper::held(g.x * factor), hopper::held(g.y * factor)};
       }
     }
   }
@@ -99,10 +99,7 @@ class ScoreGradient {
     using hopper::kPieceColumns;
     T* const ds_of_tile = args.ds + at * args.pitch + tile * hopper::kCols;
     [[maybe_unused]] const int64_t slot = at / 32 + threadIdx.x % 128 / 32;
-    if (steep_) {
-#pragma unroll
-      for (int i = 0; i < 64; ++i) acc[0][i] *= kSteepScale, acc[1][i] *= kSteepScale;
-    }
+    if (steep_) hopper::scale_steep(acc);
     [[maybe_unused]] float whole = 0.0f;
 #pragma unroll
     for (int piece = 0; piece < hopper::kPieces; ++piece) {
@@ -163,11 +160,8 @@ class ScoreGradient {
   }
 
  private:
-  // What multiplies a p that may be 0, or a value, stays finite; a NaN stays one.
-  static __device__ __forceinline__ float held(float v) { return fabsf(v) > 1e30f ? copysignf(1e30f, v) : v; }
-
   __device__ __forceinline__ void store(T* tile, const Args& args, int r, int piece, uint32_t (&word)[4]) const {
-    hopper::transpose_in_quad(word);
+    transpose_in_quad(word);
     uint4* const to =
         reinterpret_cast<uint4*>(tile + ThreadTile::row(r) * args.pitch + piece * 32 + ThreadTile::lane() % 4 * 8);
     uint4 all = {word[0], word[1], word[2], word[3]};
@@ -179,7 +173,6 @@ class ScoreGradient {
     *to = all;
   }
 
-  static constexpr float kSteepScale = 1099511627776.0f;  // 2^40: see RowSoftmax
   float slope_[kR], base_[kR], delta_[kR];
   Place g_[kPlanes][kR];
   [[maybe_unused]] float beta_, factor_;
