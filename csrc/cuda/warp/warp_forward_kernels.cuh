@@ -1,0 +1,129 @@
+// warp's forward on CUDA.
+//
+// Planes (any layout; meant for NCHW): a block of 256 threads has a tile of 32 x 8 output pixels and a run of channels,
+// a
+//   thread one pixel. It forms the four taps and weights once and walks over its channels, several of them in flight:
+//   where all 32 pixels of a warp lie inside (whole), two pointers a pixel advance by a plane, and the right taps are
+//   their neighbours; else each tap has its offset and its predicate.
+// Channels (channels_last, C a multiple of 16 bytes): a block has a tile of up to 16 x 16 output pixels and all
+//   channels. First each thread forms the taps of one pixel and leaves them in shared memory; then the block walks over
+//   (pixel, 16 bytes of channels), channels fastest: four 16-byte loads, the sum in float32, one 16-byte store.
+// Must move: C (H W + Ho Wo) elements, 8 Ho Wo bytes of flow and Ho Wo of validity, which costs a run of channels
+//   nothing; 8 FLOPs an output: bound by memory. docs/kernels/warp.md counts.
+#pragma once
+
+#include "warp/channel_vector.cuh"
+#include "warp/warp_tiles.cuh"
+
+namespace cosegflow::warp_cuda {
+
+// Channels whose loads a thread has in flight: 64 or 32 bytes of one tap.
+template <class T>
+constexpr int kChannelsInFlight = sizeof(T) == 2 ? 8 : 4;
+
+__device__ __forceinline__ void write_valid(const WarpParams& p, int64_t b, int row, int column, bool valid) {
+  static_cast<bool*>(p.valid.data)[b * p.valid.stride[0] + row * p.valid.stride[1] + column * p.valid.stride[2]] =
+      valid;
+}
+
+// Up to kFlight channels of one pixel: all loads, then all sums and stores. kWhole: the right taps are the neighbours
+// of the left ones, and all are inside. kFull: there are kFlight channels.
+template <bool kWhole, bool kFull, int kFlight, class T, class A>
+__device__ __forceinline__ void sample_planes(const PixelTaps<A>& taps, const T* x, int64_t step, T* out,
+                                              int64_t out_step, int channels, bool exists) {
+  T v[kFlight][4];
+#pragma unroll
+  for (int i = 0; i < kFlight; ++i) {
+    if (!kFull && i >= channels) break;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int offset = kWhole ? taps.offset[k & 2] + (k & 1) : taps.offset[k];
+      v[i][k] = kWhole || taps.inside[k] ? x[offset + i * step] : T{};
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kFlight; ++i) {
+    if (!kFull && i >= channels) break;
+    const A value = blend<A>(taps.weight, to_float(v[i][0]), to_float(v[i][1]), to_float(v[i][2]), to_float(v[i][3]));
+    if (exists) out[i * out_step] = from_float<T>(value);
+  }
+}
+
+template <bool kWhole, int kFlight, class T, class A>
+__device__ __forceinline__ void sample_run(const PixelTaps<A>& taps, const T* x, int64_t step, T* out, int64_t out_step,
+                                           int channels, bool exists) {
+#pragma unroll 1
+  for (; channels >= kFlight; channels -= kFlight, x += kFlight * step, out += kFlight * out_step) {
+    sample_planes<kWhole, true, kFlight>(taps, x, step, out, out_step, kFlight, exists);
+  }
+  if (channels > 0) sample_planes<kWhole, false, kFlight>(taps, x, step, out, out_step, channels, exists);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4) warp_forward_planes_kernel(WarpParams p, TileGrid grid, int run) {
+  using A = accumulate_t<T>;
+  constexpr int kFlight = kChannelsInFlight<T>;
+  const TilePixel at = pixel_of_thread(grid);
+  const WarpPoint<A> point = point_of_pixel<A>(p, at.b, at.row, at.column);
+  const PixelTaps<A> taps = pixel_taps(point, p);
+  if (p.valid.data != nullptr && blockIdx.y == 0 && at.exists) write_valid(p, at.b, at.row, at.column, point.valid);
+
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * run;
+  const int channels = static_cast<int>(p.channels - first < run ? p.channels - first : run);
+  T* out = plane_of<T>(p.out, at.b, first) + place_of(p.out, at.row, at.column);
+  const T* x = plane_of<const T>(p.x, at.b, first);
+  if (p.x.stride[3] == 1 && __all_sync(kWholeWarp, taps.whole)) {
+    sample_run<true, kFlight>(taps, x, p.x.stride[1], out, p.out.stride[1], channels, at.exists);
+  } else {
+    sample_run<false, 4>(taps, x, p.x.stride[1], out, p.out.stride[1], channels, at.exists);
+  }
+}
+
+// A pixel of a tile, as all threads of the block need it. An offset of -1: outside.
+template <class A>
+struct SharedTaps {
+  int offset[4];
+  A weight[4];
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4) warp_forward_channels_kernel(WarpParams p, TileGrid grid) {
+  using A = accumulate_t<T>;
+  using Taps = SharedTaps<A>[kThreads];
+  CSF_SHARED(Taps, shared);
+  const Tile tile = tile_of_block(grid);
+  const int pixels = grid.tile_height * grid.tile_width;  // kThreads at most
+  if (static_cast<int>(threadIdx.x) < pixels) {
+    const int row = tile.row + static_cast<int>(threadIdx.x) / grid.tile_width;
+    const int column = tile.column + static_cast<int>(threadIdx.x) % grid.tile_width;
+    if (row < grid.height && column < grid.width) {
+      const WarpPoint<A> point = point_of_pixel<A>(p, tile.b, row, column);
+      const PixelTaps<A> taps = pixel_taps(point, p);
+      for (int k = 0; k < 4; ++k) {
+        shared[threadIdx.x].offset[k] = taps.inside[k] ? taps.offset[k] : -1;
+        shared[threadIdx.x].weight[k] = taps.weight[k];
+      }
+      if (p.valid.data != nullptr) write_valid(p, tile.b, row, column, point.valid);
+    }
+  }
+  __syncthreads();
+  const T* x = plane_of<const T>(p.x, tile.b, 0);
+  T* out = plane_of<T>(p.out, tile.b, 0);
+  const int vectors = static_cast<int>(p.channels) / kVector<T>;
+  for_each_vector<T>(pixels, vectors, [&](int pixel, int channel) {
+    const int row = tile.row + pixel / grid.tile_width, column = tile.column + pixel % grid.tile_width;
+    if (row >= grid.height || column >= grid.width) return;
+    const SharedTaps<A> taps = shared[pixel];
+    A v[4][kVector<T>] = {};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (taps.offset[k] >= 0) load_vector(x + (taps.offset[k] + channel), v[k]);
+    }
+    A sum[kVector<T>];
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) sum[i] = blend<A>(taps.weight, v[0][i], v[1][i], v[2][i], v[3][i]);
+    store_vector(out + (place_of(p.out, row, column) + channel), sum);
+  });
+}
+
+}  // namespace cosegflow::warp_cuda
