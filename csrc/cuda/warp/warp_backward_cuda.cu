@@ -34,14 +34,17 @@ Status flow_gradient(const WarpParams& p, Stream stream) {
 }  // namespace
 
 size_t warp_backward_workspace_bytes_cuda(const WarpParams& p) {
-  if (!check_sizes(p).ok() || p.batch == 0 || p.grad_x.data == nullptr || !warp_gathers(p)) return 0;
-  return warp_gather_bytes(p);
+  if (!check_sizes(p).ok() || p.batch == 0 || p.grad_x.data == nullptr) return 0;
+  return warp_scatters(p) || !warp_gathers(p) ? 0 : warp_gather_bytes(p);
 }
 
-bool warp_grad_x_of_any_kind_cuda(const WarpParams& p) { return check_sizes(p).ok() && p.batch > 0 && warp_gathers(p); }
+bool warp_grad_x_of_any_kind_cuda(const WarpParams& p) {
+  return check_sizes(p).ok() && p.batch > 0 && (warp_scatters(p) || warp_gathers(p));
+}
 
 Status warp_backward_cuda(const WarpParams& p, void* workspace, Stream stream) {
   if (Status s = check_backward(p, warp_grad_x_of_any_kind_cuda(p)); !s.ok() || p.batch == 0) return s;
+  if (p.grad_x.data != nullptr && warp_scatters(p)) return warp_backward_scatter(p, stream);
   if (p.grad_flow.data != nullptr) {
     if (Status s = flow_gradient(p, stream); !s.ok()) return s;
   }

@@ -46,6 +46,10 @@ Status warp_forward_plain(const WarpParams& p, Stream stream);
 Status warp_flow_gradient_plain(const WarpParams& p, Stream stream);
 Status warp_x_gradient_plain(const WarpParams& p, Stream stream);
 
+// Both gradients at once, for few channels.
+bool warp_scatters(const WarpParams& p);
+Status warp_backward_scatter(const WarpParams& p, Stream stream);
+
 // Whether the gradient to x can be gathered; whatever the strides and the type of grad_x then are, they serve.
 bool warp_gathers(const WarpParams& p);
 size_t warp_gather_bytes(const WarpParams& p);
