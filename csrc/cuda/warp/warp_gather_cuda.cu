@@ -1,7 +1,6 @@
 // warp's gradient to x by a gather: workspace and launches.
 #include "common/dispatch.h"
-#include "warp/warp_gather_kernels.cuh"
-#include "warp/warp_launch.cuh"
+#include "warp/warp_gather_launch.cuh"
 
 namespace cosegflow::warp_cuda {
 namespace {
@@ -22,19 +21,12 @@ Status gather(const WarpParams& p, const InverseMap<accumulate_t<T>>& map, Strea
     return launch(&warp_gather_channels_kernel<T>, dim3(blocks_of(grid, p.batch)), dim3(kThreads), 0, stream, p, grid,
                   map);
   }
-  const TileGrid grid = tile_grid(p.height, p.width, kRows, kRowWidth);
-  const int run = channels_of_block(grid, p.batch, p.channels, kGatherChannels<T>, 4);
-  const dim3 blocks(blocks_of(grid, p.batch), static_cast<unsigned>((p.channels + run - 1) / run));
-  return launch(&warp_gather_planes_kernel<T>, blocks, dim3(kThreads), 0, stream, p, grid, map, run);
+  return gather_planes<T>(p, map, stream);
 }
 
 }  // namespace
 
-bool warp_gathers(const WarpParams& p) {
-  return fast_sizes(p) && inverse_map_fits(p) && short_offsets(p.grad_out, 1, p.out_height, p.out_width) &&
-         short_offsets(p.grad_x, 1, p.height, p.width) && p.batch * p.height * p.width <= kMostBlocks &&
-         p.channels <= kMostRuns * 4;
-}
+bool warp_gathers(const WarpParams& p) { return gather_fits(p); }
 
 size_t warp_gather_bytes(const WarpParams& p) {
   return p.x.dtype == DType::kFloat64 ? map_bytes<double>(p) : map_bytes<float>(p);

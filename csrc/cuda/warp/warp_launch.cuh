@@ -50,7 +50,7 @@ Status warp_x_gradient_plain(const WarpParams& p, Stream stream);
 bool warp_scatters(const WarpParams& p);
 Status warp_backward_scatter(const WarpParams& p, Stream stream);
 
-// Whether the gradient to x can be gathered; whatever the strides and the type of grad_x then are, they serve.
+// By a gather: whether it serves, and what it needs.
 bool warp_gathers(const WarpParams& p);
 size_t warp_gather_bytes(const WarpParams& p);
 Status warp_x_gradient_gather(const WarpParams& p, void* workspace, Stream stream);

@@ -82,23 +82,33 @@ struct PixelTaps {
   bool whole;  // four different pixels of x, all inside
 };
 
+// An image of x, for its taps.
+struct TapGeometry {
+  int width, height, step_y, step_x;
+  bool border;
+};
+
 template <class A>
-__device__ __forceinline__ PixelTaps<A> pixel_taps(const WarpPoint<A>& point, const WarpParams& p) {
-  const int width = static_cast<int>(p.width), height = static_cast<int>(p.height);
-  const int step_y = static_cast<int>(p.x.stride[2]), step_x = static_cast<int>(p.x.stride[3]);
-  const bool border = p.padding == WarpPadding::kBorder;
+__device__ __forceinline__ PixelTaps<A> pixel_taps(const WarpPoint<A>& point, const TapGeometry& image) {
   PixelTaps<A> taps;
   const bool both = point.finite && !point.nearest;
-  taps.whole = both && point.x0 >= 0 && point.x0 + 1 < width && point.y0 >= 0 && point.y0 + 1 < height;
+  taps.whole = both && point.x0 >= 0 && point.x0 + 1 < image.width && point.y0 >= 0 && point.y0 + 1 < image.height;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     int x = point.x0 + (k & 1), y = point.y0 + (k >> 1);
-    if (border) x = min(x, width - 1), y = min(y, height - 1);
-    taps.inside[k] = (k == 0 ? point.finite : both) && x >= 0 && x < width && y >= 0 && y < height;
-    taps.offset[k] = taps.inside[k] ? y * step_y + x * step_x : 0;
+    if (image.border) x = min(x, image.width - 1), y = min(y, image.height - 1);
+    taps.inside[k] = (k == 0 ? point.finite : both) && x >= 0 && x < image.width && y >= 0 && y < image.height;
+    taps.offset[k] = taps.inside[k] ? y * image.step_y + x * image.step_x : 0;
     taps.weight[k] = ((k & 1) ? point.wx : A(1) - point.wx) * ((k >> 1) ? point.wy : A(1) - point.wy);
   }
   return taps;
+}
+
+template <class A>
+__device__ __forceinline__ PixelTaps<A> pixel_taps(const WarpPoint<A>& point, const WarpParams& p) {
+  const TapGeometry image{static_cast<int>(p.width), static_cast<int>(p.height), static_cast<int>(p.x.stride[2]),
+                          static_cast<int>(p.x.stride[3]), p.padding == WarpPadding::kBorder};
+  return pixel_taps(point, image);
 }
 
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
