@@ -108,7 +108,6 @@ CORRELATION_STORE = "csrc/cuda/correlation/correlation_store.cuh"
 WARP_TILES = "csrc/cuda/warp/warp_tiles.cuh"
 WARP_GATHER = "csrc/cuda/warp/warp_gather_kernels.cuh"
 WARP_INVERSE = "csrc/cuda/warp/warp_inverse.cuh"
-WARP_MATH = "csrc/common/warp_math.h"
 CYCLE = "tests/test_cycle_error.py::test_values_and_gradients[hostsim-False-dtype1-shape4]"
 CYCLE_MATH = "csrc/common/cycle_error_math.h"
 CYCLE_KERNELS = "csrc/cuda/cycle_error/cycle_error_kernels.cuh"
@@ -192,8 +191,8 @@ BUGS = [
         test=TIES.format(at="[5, 6]", dtype=1, op="soft_argmax", kernels="fast")),
     Bug("gradient not taken back through the window", "csrc/cuda/soft_argmax/soft_argmax_backward_kernels.cuh",
         "            slope *= row.window.slope(s, k);\n", "", op="soft_argmax", test=WINDOW),
-    Bug("tap one pixel beyond the image", WARP_MATH, "&& x >= 0 && x < width &&", "&& x >= 0 && x <= width &&",
-        op="warp", test=WARP),
+    Bug("tap one pixel beyond the image", WARP_TILES, "&& x >= 0 && x < image.width &&",
+        "&& x >= 0 && x <= image.width &&", op="warp", test=WARP),
     Bug("gradient through the position forgotten", CYCLE_MATH,
         "  grad_ab_y += grad_x * x_by_y + grad_y * y_by_y;\n", "", op="cycle_error", test=CYCLE),
     Bug("flow carried back not checked for NaN", CYCLE_MATH,

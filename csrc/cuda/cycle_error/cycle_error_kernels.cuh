@@ -33,7 +33,10 @@ __device__ __forceinline__ WarpPoint<accumulate_t<T>> cycle_point(const CycleErr
                                                                   accumulate_t<T>& ab_y) {
   const T* ab = plane_of<const T>(p.flow_ab, b, 0) + place_of(p.flow_ab, row, column);
   ab_x = to_float(ab[0]), ab_y = to_float(ab[p.flow_ab.stride[1]]);
-  return warp_point(ab_x, ab_y, column, row, p.width_b, p.height_b, WarpMode::kBilinear, WarpPadding::kBorder);
+  using A = accumulate_t<T>;
+  return warp_point_of(ab_x, ab_y, static_cast<A>(column), static_cast<A>(row),
+                       static_cast<A>(static_cast<int>(p.width_b) - 1),
+                       static_cast<A>(static_cast<int>(p.height_b) - 1), WarpMode::kBilinear, WarpPadding::kBorder);
 }
 
 __device__ __forceinline__ TapGeometry target_geometry(const CycleErrorParams& p) {

@@ -29,18 +29,15 @@ struct Slopes {
 };
 
 template <bool kWhole, bool kFull, int kFlight, class T, class A>
-__device__ __forceinline__ void slopes_of_planes(const PixelTaps<A>& taps, const T* x, int64_t step, const T* grad,
-                                                 int64_t grad_step, int64_t channels, Slopes<A>& slopes) {
+__device__ __forceinline__ void slopes_of_planes(const PixelTaps<A>& taps, const TapPointers<kWhole, T>& from,
+                                                 int64_t step, const T* grad, int64_t grad_step, int64_t channels,
+                                                 Slopes<A>& slopes) {
   T v[kFlight][4], g[kFlight];
 #pragma unroll
   for (int i = 0; i < kFlight; ++i) {
     if (!kFull && i >= channels) break;
     g[i] = grad[i * grad_step];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int offset = kWhole ? taps.offset[k & 2] + (k & 1) : taps.offset[k];
-      v[i][k] = kWhole || taps.inside[k] ? x[offset + i * step] : T{};
-    }
+    from.load(taps, i * step, v[i]);
   }
 #pragma unroll
   for (int i = 0; i < kFlight; ++i) {
@@ -53,12 +50,13 @@ template <bool kWhole, class T, class A>
 __device__ __forceinline__ Slopes<A> slopes_of_pixel(const PixelTaps<A>& taps, const T* x, int64_t step, const T* grad,
                                                      int64_t grad_step, int64_t channels) {
   constexpr int kFlight = sizeof(T) == 8 ? 2 : 4;
+  TapPointers<kWhole, T> from(taps, x);
   Slopes<A> slopes;
 #pragma unroll 1
-  for (; channels >= kFlight; channels -= kFlight, x += kFlight * step, grad += kFlight * grad_step) {
-    slopes_of_planes<kWhole, true, kFlight>(taps, x, step, grad, grad_step, kFlight, slopes);
+  for (; channels >= kFlight; channels -= kFlight, from.advance(kFlight * step), grad += kFlight * grad_step) {
+    slopes_of_planes<kWhole, true, kFlight>(taps, from, step, grad, grad_step, kFlight, slopes);
   }
-  if (channels > 0) slopes_of_planes<kWhole, false, kFlight>(taps, x, step, grad, grad_step, channels, slopes);
+  if (channels > 0) slopes_of_planes<kWhole, false, kFlight>(taps, from, step, grad, grad_step, channels, slopes);
   return slopes;
 }
 
@@ -100,12 +98,15 @@ __global__ void __launch_bounds__(kThreads, 3)
     warp_flow_gradient_channels_kernel(WarpParams p, TileGrid grid, int lanes) {
   using A = accumulate_t<T>;
   using Points = SharedSlopePoint<A>[kThreads];
+  using Places = int[kThreads];
   CSF_SHARED(Points, shared);
+  CSF_SHARED(Places, places);  // of the pixels in grad_out; -1: beyond it
   const Tile tile = tile_of_block(grid);
-  const int thread = static_cast<int>(threadIdx.x), pixels = grid.tile_height * grid.tile_width;
-  const int own_row = tile.row + thread / grid.tile_width, own_column = tile.column + thread % grid.tile_width;
+  const int thread = static_cast<int>(threadIdx.x), pixels = grid.tile_height * kPieceWidth;
+  const int own_row = tile.row + thread / kPieceWidth, own_column = tile.column + thread % kPieceWidth;
   const bool owns = thread < pixels && own_row < grid.height && own_column < grid.width;
   bool finite = false;
+  places[thread] = owns ? place_of(p.grad_out, own_row, own_column) : -1;
   if (owns) {
     const WarpPoint<A> point = point_of_pixel<A>(p, tile.b, own_row, own_column);
     const PixelTaps<A> taps = pixel_taps(point, p);
@@ -115,17 +116,18 @@ __global__ void __launch_bounds__(kThreads, 3)
     finite = point.finite;
   }
   __syncthreads();
-  const T* x = plane_of<const T>(p.x, tile.b, 0);
-  const T* grad = plane_of<const T>(p.grad_out, tile.b, 0);
+  const T* const x = in_registers(plane_of<const T>(p.x, tile.b, 0));
+  const T* const grad = in_registers(plane_of<const T>(p.grad_out, tile.b, 0));
+  const int lane = thread & (lanes - 1), step = kThreads / lanes;
+  const int channels = static_cast<int>(p.channels);
   // A tile has 32 pixels or more, a multiple of them: whole warps come and go.
-  for (int pixel = thread / lanes; pixel < pixels; pixel += kThreads / lanes) {
-    const int row = tile.row + pixel / grid.tile_width, column = tile.column + pixel % grid.tile_width;
+  for (int pixel = thread / lanes; pixel < pixels; pixel += step) {
     Slopes<A> slopes;
     SharedSlopePoint<A> point = {};
-    if (row < grid.height && column < grid.width) {
+    const int place = places[pixel];
+    if (place >= 0) {
       point = shared[pixel];
-      const int place = place_of(p.grad_out, row, column);
-      for (int c = thread % lanes * kVector<T>; c < static_cast<int>(p.channels); c += lanes * kVector<T>) {
+      for (int c = lane * kVector<T>; c < channels; c += lanes * kVector<T>) {
         A v[4][kVector<T>] = {}, g[kVector<T>];
         load_vector(grad + (place + c), g);
 #pragma unroll
@@ -141,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       sum_x += __shfl_xor_sync(kWholeWarp, sum_x, apart);
       sum_y += __shfl_xor_sync(kWholeWarp, sum_y, apart);
     }
-    if (thread % lanes == 0) shared[pixel].wx = sum_x, shared[pixel].wy = sum_y;  // nobody else reads this pixel
+    if (lane == 0) shared[pixel].wx = sum_x, shared[pixel].wy = sum_y;  // nobody else reads this pixel
   }
   __syncthreads();
   if (!owns) return;

@@ -26,20 +26,15 @@ __device__ __forceinline__ void write_valid(const WarpParams& p, int64_t b, int 
       valid;
 }
 
-// Up to kFlight channels of one pixel: all loads, then all sums and stores. kWhole: the right taps are the neighbours
-// of the left ones, and all are inside. kFull: there are kFlight channels.
+// Up to kFlight channels of one pixel: all loads, then all sums and stores. kFull: there are kFlight.
 template <bool kWhole, bool kFull, int kFlight, class T, class A>
-__device__ __forceinline__ void sample_planes(const PixelTaps<A>& taps, const T* x, int64_t step, T* out,
-                                              int64_t out_step, int channels, bool exists) {
+__device__ __forceinline__ void sample_planes(const PixelTaps<A>& taps, const TapPointers<kWhole, T>& from,
+                                              int64_t step, T* out, int64_t out_step, int channels, bool exists) {
   T v[kFlight][4];
 #pragma unroll
   for (int i = 0; i < kFlight; ++i) {
     if (!kFull && i >= channels) break;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int offset = kWhole ? taps.offset[k & 2] + (k & 1) : taps.offset[k];
-      v[i][k] = kWhole || taps.inside[k] ? x[offset + i * step] : T{};
-    }
+    from.load(taps, i * step, v[i]);
   }
 #pragma unroll
   for (int i = 0; i < kFlight; ++i) {
@@ -52,11 +47,12 @@ __device__ __forceinline__ void sample_planes(const PixelTaps<A>& taps, const T*
 template <bool kWhole, int kFlight, class T, class A>
 __device__ __forceinline__ void sample_run(const PixelTaps<A>& taps, const T* x, int64_t step, T* out, int64_t out_step,
                                            int channels, bool exists) {
+  TapPointers<kWhole, T> from(taps, x);
 #pragma unroll 1
-  for (; channels >= kFlight; channels -= kFlight, x += kFlight * step, out += kFlight * out_step) {
-    sample_planes<kWhole, true, kFlight>(taps, x, step, out, out_step, kFlight, exists);
+  for (; channels >= kFlight; channels -= kFlight, from.advance(kFlight * step), out += kFlight * out_step) {
+    sample_planes<kWhole, true, kFlight>(taps, from, step, out, out_step, kFlight, exists);
   }
-  if (channels > 0) sample_planes<kWhole, false, kFlight>(taps, x, step, out, out_step, channels, exists);
+  if (channels > 0) sample_planes<kWhole, false, kFlight>(taps, from, step, out, out_step, channels, exists);
 }
 
 template <class T>
@@ -79,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, 4) warp_forward_planes_kernel(WarpPa
   }
 }
 
-// A pixel of a tile, as all threads of the block need it. An offset of -1: outside.
+// A pixel of a tile, as all threads of the block need it. An offset of -1: outside, or beyond the output.
 template <class A>
 struct SharedTaps {
   int offset[4];
@@ -90,13 +86,17 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 4) warp_forward_channels_kernel(WarpParams p, TileGrid grid) {
   using A = accumulate_t<T>;
   using Taps = SharedTaps<A>[kThreads];
+  using Places = int[kThreads];
   CSF_SHARED(Taps, shared);
+  CSF_SHARED(Places, places);  // of the pixels in the output
   const Tile tile = tile_of_block(grid);
-  const int pixels = grid.tile_height * grid.tile_width;  // kThreads at most
+  const int pixels = grid.tile_height * kPieceWidth;  // kThreads at most
   if (static_cast<int>(threadIdx.x) < pixels) {
-    const int row = tile.row + static_cast<int>(threadIdx.x) / grid.tile_width;
-    const int column = tile.column + static_cast<int>(threadIdx.x) % grid.tile_width;
-    if (row < grid.height && column < grid.width) {
+    const int row = tile.row + static_cast<int>(threadIdx.x) / kPieceWidth;
+    const int column = tile.column + static_cast<int>(threadIdx.x) % kPieceWidth;
+    const bool exists = row < grid.height && column < grid.width;
+    places[threadIdx.x] = exists ? place_of(p.out, row, column) : -1;
+    if (exists) {
       const WarpPoint<A> point = point_of_pixel<A>(p, tile.b, row, column);
       const PixelTaps<A> taps = pixel_taps(point, p);
       for (int k = 0; k < 4; ++k) {
@@ -107,12 +107,11 @@ __global__ void __launch_bounds__(kThreads, 4) warp_forward_channels_kernel(Warp
     }
   }
   __syncthreads();
-  const T* x = plane_of<const T>(p.x, tile.b, 0);
-  T* out = plane_of<T>(p.out, tile.b, 0);
-  const int vectors = static_cast<int>(p.channels) / kVector<T>;
-  for_each_vector<T>(pixels, vectors, [&](int pixel, int channel) {
-    const int row = tile.row + pixel / grid.tile_width, column = tile.column + pixel % grid.tile_width;
-    if (row >= grid.height || column >= grid.width) return;
+  const T* const x = in_registers(plane_of<const T>(p.x, tile.b, 0));
+  T* const out = in_registers(plane_of<T>(p.out, tile.b, 0));
+  for_each_vector<T>(pixels, static_cast<int>(p.channels) / kVector<T>, [&](int pixel, int channel) {
+    const int place = places[pixel];
+    if (place < 0) return;
     const SharedTaps<A> taps = shared[pixel];
     A v[4][kVector<T>] = {};
 #pragma unroll
@@ -122,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 4) warp_forward_channels_kernel(Warp
     A sum[kVector<T>];
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) sum[i] = blend<A>(taps.weight, v[0][i], v[1][i], v[2][i], v[3][i]);
-    store_vector(out + (place_of(p.out, row, column) + channel), sum);
+    store_vector(out + (place + channel), sum);
   });
 }
 

@@ -209,50 +209,51 @@ __device__ __forceinline__ void gather_vector(const Landing<A>* landings, const 
   }
 }
 
+// A pixel of a tile, as all threads of the block need it.
+struct PlacedReach {
+  Reach reach;
+  int place;  // of the pixel in grad_x; -1: beyond the image, or crowded
+};
+
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
     warp_gather_channels_kernel(WarpParams p, TileGrid grid, InverseMap<accumulate_t<T>> map) {
   using A = accumulate_t<T>;
-  using Reaches = Reach[kThreads];
+  using Reaches = PlacedReach[kThreads];
   CSF_SHARED(Reaches, reaches);
   CSF_SHARED(Crowd, crowd);
   using Partials = A[kThreads][kVector<T>];
   CSF_SHARED(Partials, partials);
-  const int thread = static_cast<int>(threadIdx.x), pixels = grid.tile_height * grid.tile_width;
+  const int thread = static_cast<int>(threadIdx.x), pixels = grid.tile_height * kPieceWidth;
   const Tile tile = tile_of_block(grid);
-  const Landing<A>* landings = map.landings + tile.b * map.pixels;
+  const Landing<A>* landings = in_registers(map.landings + tile.b * map.pixels);
   const int vectors = static_cast<int>(p.channels) / kVector<T>;
-  const T* grad = plane_of<const T>(p.grad_out, tile.b, 0);
+  const T* grad = in_registers(plane_of<const T>(p.grad_out, tile.b, 0));
   const int64_t image = tile.b * p.grad_x.stride[0];
 
   if (thread == 0) crowd.count = 0;
-  Reach own{};
-  const int own_row = tile.row + thread / grid.tile_width, own_column = tile.column + thread % grid.tile_width;
+  PlacedReach own{};
+  const int own_row = tile.row + thread / kPieceWidth, own_column = tile.column + thread % kPieceWidth;
   const bool exists = thread < pixels && own_row < grid.height && own_column < grid.width;
-  if (exists) own = reach_of(p, map, tile.b, own_row, own_column);
-  const bool later = crowded(own.all);
-  if (later) {
-    crowd.thread[atomicAdd(&crowd.count, 1)] = thread;
-    own.all = -1;  // not yet
-  }
+  if (exists) own.reach = reach_of(p, map, tile.b, own_row, own_column);
+  const bool later = crowded(own.reach.all);
+  if (later) crowd.thread[atomicAdd(&crowd.count, 1)] = thread;
+  own.place = exists && !later ? place_of(p.grad_x, own_row, own_column) : -1;
   reaches[thread] = own;
   __syncthreads();
   for_each_vector<T>(pixels, vectors, [&](int pixel, int channel) {
-    const int row = tile.row + pixel / grid.tile_width, column = tile.column + pixel % grid.tile_width;
-    const Reach reach = reaches[pixel];
-    if (row >= grid.height || column >= grid.width || reach.all < 0) return;
+    const PlacedReach at = reaches[pixel];
+    if (at.place < 0) return;
     A sum[kVector<T>] = {};
-    gather_vector<T>(landings, reach, 0, 1, grad + channel, sum);
-    store_gradient_vector<T>(p, image + place_of(p.grad_x, row, column) + channel, sum);
+    gather_vector<T>(landings, at.reach, 0, 1, grad + channel, sum);
+    store_gradient_vector<T>(p, image + (at.place + channel), sum);
   });
   const int side_by_side = vectors < 32 ? vectors : 32;  // vectors at once; their sums have as many threads as fit
-  const int slices = kThreads / side_by_side;
-  const int slice = thread / side_by_side;
+  const int slices = kThreads / side_by_side, slice = thread / side_by_side;
 #pragma unroll 1
   for (int k = 0; k < crowd.count; ++k) {
-    const int row = tile.row + crowd.thread[k] / grid.tile_width,
-              column = tile.column + crowd.thread[k] % grid.tile_width;
-    const Reach reach = reach_of(p, map, tile.b, row, column);
+    const int row = tile.row + crowd.thread[k] / kPieceWidth, column = tile.column + crowd.thread[k] % kPieceWidth;
+    const Reach reach = reaches[crowd.thread[k]].reach;
     for (int first = 0; first < vectors; first += side_by_side) {
       const int vector = first + thread % side_by_side;
       const bool works = slice < slices && vector < vectors;
@@ -262,11 +263,12 @@ __global__ void __launch_bounds__(kThreads, 3)
       for (int j = 0; j < kVector<T>; ++j) partials[thread][j] = sum[j];
       __syncthreads();
       if (works && slice == 0) {
+#pragma unroll 1
         for (int s = 1; s < slices; ++s) {
 #pragma unroll
           for (int j = 0; j < kVector<T>; ++j) sum[j] += partials[s * side_by_side + thread][j];
         }
-        store_gradient_vector<T>(p, image + place_of(p.grad_x, row, column) + vector * kVector<T>, sum);
+        store_gradient_vector<T>(p, image + (place_of(p.grad_x, row, column) + vector * kVector<T>), sum);
       }
       __syncthreads();
     }

@@ -24,9 +24,9 @@ inline unsigned blocks_of(const TileGrid& grid, int64_t batch) { return static_c
 // Tiles of 16 x 16 pixels, or flatter ones where those would leave multiprocessors without work.
 inline TileGrid channels_grid(int64_t batch, int64_t height, int64_t width) {
   int rows = 16;
-  TileGrid grid = tile_grid(height, width, rows, 16);
+  TileGrid grid = tile_grid(height, width, rows, kPieceWidth);
   while (rows > 2 && grid.per_image * batch < int64_t{kBlocksPerMultiprocessor} * multiprocessors()) {
-    grid = tile_grid(height, width, rows /= 2, 16);
+    grid = tile_grid(height, width, rows /= 2, kPieceWidth);
   }
   return grid;
 }

@@ -44,6 +44,7 @@ __device__ __forceinline__ Tile tile_of_block(const TileGrid& grid) {
 // The pixel of this thread where a tile is 32 wide: a warp has a row of it. Threads beyond the image do the work of a
 // pixel at its edge, whose memory exists, and write nothing.
 constexpr int kRowWidth = 32, kRows = kThreads / kRowWidth;
+constexpr int kPieceWidth = 16;  // of a tile whose threads share a pixel's channels; its height varies
 
 struct TilePixel {
   int64_t b;
@@ -71,7 +72,9 @@ __device__ __forceinline__ int place_of(const View4& view, int row, int column) 
 template <class A>
 __device__ __forceinline__ WarpPoint<A> point_of_pixel(const WarpParams& p, int64_t b, int row, int column) {
   const A* flow = plane_of<const A>(p.flow, b, 0) + place_of(p.flow, row, column);
-  return warp_point(flow[0], flow[p.flow.stride[1]], column, row, p.width, p.height, p.mode, p.padding);
+  return warp_point_of(flow[0], flow[p.flow.stride[1]], static_cast<A>(column), static_cast<A>(row),
+                       static_cast<A>(static_cast<int>(p.width) - 1), static_cast<A>(static_cast<int>(p.height) - 1),
+                       p.mode, p.padding);
 }
 
 template <class A>
@@ -119,6 +122,31 @@ template <class A>
 __device__ __forceinline__ A blend(const A (&weight)[4], A v0, A v1, A v2, A v3) {
   return multiply_add(weight[3], v3, multiply_add(weight[2], v2, multiply_add(weight[1], v1, weight[0] * v0)));
 }
+
+// Where the taps of a pixel are in planes. kWhole: the right ones are the neighbours of the left ones, and all inside.
+template <bool kWhole, class T>
+struct TapPointers {
+  const T* at[4];
+
+  template <class A>
+  __device__ __forceinline__ TapPointers(const PixelTaps<A>& taps, const T* plane) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) at[k] = plane + taps.offset[k];
+  }
+  // Of the plane that is `ahead` elements further.
+  template <class A>
+  __device__ __forceinline__ void load(const PixelTaps<A>& taps, int64_t ahead, T (&v)[4]) const {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const T* const from = (kWhole ? at[k & 2] + (k & 1) : at[k]) + ahead;
+      v[k] = kWhole || taps.inside[k] ? *from : T{};
+    }
+  }
+  __device__ __forceinline__ void advance(int64_t elements) {
+#pragma unroll
+    for (int k = 0; k < 4; k += kWhole ? 2 : 1) at[k] += elements;
+  }
+};
 
 // Whether every element of a plane (and, with `channels`, of an image) is within 2^31 elements of the first.
 inline bool short_offsets(const View4& view, int64_t channels, int64_t height, int64_t width) {
