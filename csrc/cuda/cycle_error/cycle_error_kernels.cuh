@@ -107,8 +107,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
   using Memory = A[kWindowElements<A>];
   CSF_SHARED(Memory, memory);
   const Tile tile = tile_of_block(grid);
-  const int column = tile.column + static_cast<int>(threadIdx.x) % kScatterSide;
-  const int first_row = tile.row + static_cast<int>(threadIdx.x) / kScatterSide;
+  const int column = tile.column + static_cast<int>(threadIdx.x % kScatterSide);
+  const int first_row = tile.row + static_cast<int>(threadIdx.x / kScatterSide);
+  const int end_row = column < grid.width ? min(tile.row + kScatterSide, grid.height) : 0;
   const int width = static_cast<int>(p.width_b), height = static_cast<int>(p.height_b);
   const bool scatters = p.grad_ba.data != nullptr && kept.flow == nullptr;
 
@@ -117,12 +118,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
 #pragma unroll
     for (int i = 0; i < kScatterPixels; ++i) {
       const int row = first_row + i * kRows;
-      if (row >= grid.height || column >= grid.width) continue;
+      if (row >= end_row) break;
       A ab_x, ab_y;
       const WarpPoint<A> point = cycle_point<T>(p, tile.b, row, column, ab_x, ab_y);
-      if (!point.valid) continue;
-      box.add(point.x0, point.y0);
-      box.add(tap_x(point, 1, width, true), tap_y(point, 2, height, true));
+      if (point.valid) box.add(point, width, height);
     }
     box = block_box(box);
   }
@@ -133,9 +132,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
   A* const grad_ba = static_cast<A*>(p.grad_ba.data) + tile.b * 2 * plane;
   const int64_t plane_a = static_cast<int64_t>(grid.width) * grid.height;
 #pragma unroll 1
-  for (int i = 0; i < kScatterPixels; ++i) {
-    const int row = first_row + i * kRows;
-    if (row >= grid.height || column >= grid.width) continue;
+  for (int row = first_row; row < end_row; row += kRows) {
     const TappedPixel<A> pixel = tapped_pixel<T>(p, tile.b, row, column);
     A grad_x, grad_y;
     cycle_sum_gradient<A>(pixel, *place_in<A>(p.grad_error, tile.b, row, column), grad_x, grad_y);
@@ -157,15 +154,20 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
       kept.grad[at + plane_a] = grad_y;
     }
     if (!scatters || !pixel.valid) continue;
+    int place[4];
+    if (window.fits) {
+      tap_places(pixel.point, target_geometry(p), window.left, window.top, window.width, 1, place);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const int x = tap_x(pixel.point, k, width, true), y = tap_y(pixel.point, k, height, true);
-      if (window.fits) {
-        atomicAdd(memory + window.place(x, y), pixel.taps.weight[k] * grad_x);
-        atomicAdd(memory + (window.plane() + window.place(x, y)), pixel.taps.weight[k] * grad_y);
-      } else {
-        atomicAdd(grad_ba + (y * width + x), pixel.taps.weight[k] * grad_x);
-        atomicAdd(grad_ba + (int64_t{plane} + y * width + x), pixel.taps.weight[k] * grad_y);
+      for (int k = 0; k < 4; ++k) {
+        atomicAdd(memory + place[k], pixel.taps.weight[k] * grad_x);
+        atomicAdd(memory + (window.plane() + place[k]), pixel.taps.weight[k] * grad_y);
+      }
+    } else {
+      tap_places(pixel.point, target_geometry(p), 0, 0, width, 1, place);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        atomicAdd(grad_ba + place[k], pixel.taps.weight[k] * grad_x);
+        atomicAdd(grad_ba + (int64_t{plane} + place[k]), pixel.taps.weight[k] * grad_y);
       }
     }
   }

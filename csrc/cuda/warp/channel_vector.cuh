@@ -11,16 +11,6 @@
 
 namespace cosegflow::warp_cuda {
 
-// An address in global memory, computed once: else the compiler adds up its parts for every access.
-template <class T>
-__device__ __forceinline__ T* in_registers(T* p) {
-#if defined(__CUDA_ARCH__)
-  asm("" : "+l"(p));
-  __builtin_assume(__isGlobal(p));
-#endif
-  return p;
-}
-
 template <class T>
 constexpr int kVector = static_cast<int>(16 / sizeof(T));
 

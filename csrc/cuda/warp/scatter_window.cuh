@@ -19,8 +19,13 @@ constexpr int kWindowElements = static_cast<int>(36 * 1024 / sizeof(A));
 struct Box {
   int left = INT32_MAX, right = -1, top = INT32_MAX, bottom = -1;
 
-  __device__ __forceinline__ void add(int x, int y) {
-    left = min(left, x), right = max(right, x), top = min(top, y), bottom = max(bottom, y);
+  template <class A>
+  __device__ __forceinline__ void add(const WarpPoint<A>& point, int width, int height) {
+    const int next = point.nearest ? 0 : 1;
+    const bool lands = point.finite && point.x0 >= -next && point.x0 < width && point.y0 >= -next && point.y0 < height;
+    if (!lands) return;
+    left = min(left, max(point.x0, 0)), right = max(right, min(point.x0 + next, width - 1));
+    top = min(top, max(point.y0, 0)), bottom = max(bottom, min(point.y0 + next, height - 1));
   }
 };
 
@@ -49,16 +54,16 @@ __device__ __forceinline__ Box block_box(Box box) {
   return box;
 }
 
-// Where tap k of a point lies, of those inside.
+// Where the taps of a point that are inside lie in planes with these steps.
 template <class A>
-__device__ __forceinline__ int tap_x(const WarpPoint<A>& point, int k, int width, bool border) {
-  const int x = point.x0 + (k & 1);
-  return border ? min(x, width - 1) : x;
-}
-template <class A>
-__device__ __forceinline__ int tap_y(const WarpPoint<A>& point, int k, int height, bool border) {
-  const int y = point.y0 + (k >> 1);
-  return border ? min(y, height - 1) : y;
+__device__ __forceinline__ void tap_places(const WarpPoint<A>& point, const TapGeometry& image, int left, int top,
+                                           int step_y, int step_x, int (&place)[4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    int x = point.x0 + (k & 1), y = point.y0 + (k >> 1);
+    if (image.border) x = min(x, image.width - 1), y = min(y, image.height - 1);
+    place[k] = (y - top) * step_y + (x - left) * step_x;
+  }
 }
 
 // The window of a block: `channels` planes of width x height sums, or nothing where they do not fit.
@@ -76,8 +81,6 @@ struct ScatterWindow {
     for (int i = static_cast<int>(threadIdx.x); i < width * height * channels; i += kThreads) sums[i] = A(0);
   }
 
-  // The place of a pixel in the window's first plane.
-  __device__ __forceinline__ int place(int x, int y) const { return (y - top) * width + (x - left); }
   __device__ __forceinline__ int plane() const { return width * height; }
 
   // Adds the window to `to`, the first channel of an image: a warp a row. After a barrier.

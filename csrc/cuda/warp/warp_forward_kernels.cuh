@@ -5,7 +5,8 @@
 //   thread one pixel. It forms the four taps and weights once and walks over its channels, several of them in flight:
 //   where all 32 pixels of a warp lie inside (whole), two pointers a pixel advance by a plane, and the right taps are
 //   their neighbours; else each tap has its offset and its predicate.
-// Channels (channels_last, C a multiple of 16 bytes): a block has a tile of up to 16 x 16 output pixels and all
+// Few channels (4 at most: images, masks, flows; any layout): the same for all channels at once, with 4 pixels a
+// thread. Channels (channels_last, C a multiple of 16 bytes): a block has a tile of up to 16 x 16 output pixels and all
 //   channels. First each thread forms the taps of one pixel and leaves them in shared memory; then the block walks over
 //   (pixel, 16 bytes of channels), channels fastest: four 16-byte loads, the sum in float32, one 16-byte store.
 // Must move: C (H W + Ho Wo) elements, 8 Ho Wo bytes of flow and Ho Wo of validity, which costs a run of channels
@@ -72,6 +73,64 @@ __global__ void __launch_bounds__(kThreads, 4) warp_forward_planes_kernel(WarpPa
     sample_run<true, kFlight>(taps, x, p.x.stride[1], out, p.out.stride[1], channels, at.exists);
   } else {
     sample_run<false, 4>(taps, x, p.x.stride[1], out, p.out.stride[1], channels, at.exists);
+  }
+}
+
+// Up to kFewChannels channels: a tile is 32 x 32, a thread has a pixel in every kRows-th row, and what costs the same
+// for all of them is done once.
+constexpr int kFewChannels = 4, kFewHeight = 4 * kRows;
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
+    warp_forward_few_kernel(WarpParams p, TileGrid grid) {
+  using A = accumulate_t<T>;
+  const TilePixel first = pixel_of_thread(grid);
+  if (!first.exists) return;
+  const int channels = static_cast<int>(p.channels);
+  const T* x[kFewChannels];  // planes, and the pixel in those of the output
+  T* out[kFewChannels];
+#pragma unroll
+  for (int c = 0; c < kFewChannels; ++c) {
+    x[c] = in_registers(plane_of<const T>(p.x, first.b, c));
+    out[c] = in_registers(plane_of<T>(p.out, first.b, c) + place_of(p.out, first.row, first.column));
+  }
+  const A* flow = in_registers(plane_of<const A>(p.flow, first.b, 0) + place_of(p.flow, first.row, first.column));
+  bool* valid = nullptr;
+  if (p.valid.data != nullptr) {
+    valid = static_cast<bool*>(p.valid.data) + first.b * p.valid.stride[0] + first.row * p.valid.stride[1] +
+            first.column * p.valid.stride[2];
+  }
+  const A last_x = static_cast<A>(static_cast<int>(p.width) - 1),
+          last_y = static_cast<A>(static_cast<int>(p.height) - 1);
+  A flow_x = flow[0], flow_y = flow[p.flow.stride[1]];
+  int place = 0;
+#pragma unroll 1
+  for (int row = first.row, end = min(first.row + kFewHeight, grid.height); row < end; row += kRows) {
+    const WarpPoint<A> point = warp_point_of(flow_x, flow_y, static_cast<A>(first.column), static_cast<A>(row), last_x,
+                                             last_y, p.mode, p.padding);
+    const PixelTaps<A> taps = pixel_taps(point, p);
+    T v[kFewChannels][4];
+#pragma unroll
+    for (int c = 0; c < kFewChannels; ++c) {
+      if (c >= channels) break;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) v[c][k] = taps.inside[k] ? x[c][taps.offset[k]] : T{};
+    }
+    if (row + kRows < end) {  // the next pixel's, before this one's stores
+      flow += kRows * p.flow.stride[2];
+      flow_x = flow[0], flow_y = flow[p.flow.stride[1]];
+    }
+#pragma unroll
+    for (int c = 0; c < kFewChannels; ++c) {
+      if (c >= channels) break;
+      out[c][place] = from_float<T>(
+          blend<A>(taps.weight, to_float(v[c][0]), to_float(v[c][1]), to_float(v[c][2]), to_float(v[c][3])));
+    }
+    place += kRows * static_cast<int>(p.out.stride[2]);
+    if (valid != nullptr) {
+      *valid = point.valid;
+      valid += kRows * p.valid.stride[1];
+    }
   }
 }
 

@@ -54,14 +54,24 @@ struct TilePixel {
 
 __device__ __forceinline__ TilePixel pixel_of_thread(const TileGrid& grid) {
   const Tile tile = tile_of_block(grid);
-  const int row = tile.row + static_cast<int>(threadIdx.x) / kRowWidth;
-  const int column = tile.column + static_cast<int>(threadIdx.x) % kRowWidth;
+  const int row = tile.row + static_cast<int>(threadIdx.x / kRowWidth);
+  const int column = tile.column + static_cast<int>(threadIdx.x % kRowWidth);
   return {tile.b, min(row, grid.height - 1), min(column, grid.width - 1), row < grid.height && column < grid.width};
 }
 
 template <class T>
 __device__ __forceinline__ T* plane_of(const View4& view, int64_t b, int64_t c) {
   return static_cast<T*>(view.data) + b * view.stride[0] + c * view.stride[1];
+}
+
+// An address in global memory, computed once: else the compiler adds up its parts for every access.
+template <class T>
+__device__ __forceinline__ T* in_registers(T* p) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(p));
+  __builtin_assume(__isGlobal(p));
+#endif
+  return p;
 }
 
 // The place of a pixel within a plane.
@@ -107,11 +117,14 @@ __device__ __forceinline__ PixelTaps<A> pixel_taps(const WarpPoint<A>& point, co
   return taps;
 }
 
+__device__ __forceinline__ TapGeometry geometry_of_x(const WarpParams& p) {
+  return {static_cast<int>(p.width), static_cast<int>(p.height), static_cast<int>(p.x.stride[2]),
+          static_cast<int>(p.x.stride[3]), p.padding == WarpPadding::kBorder};
+}
+
 template <class A>
 __device__ __forceinline__ PixelTaps<A> pixel_taps(const WarpPoint<A>& point, const WarpParams& p) {
-  const TapGeometry image{static_cast<int>(p.width), static_cast<int>(p.height), static_cast<int>(p.x.stride[2]),
-                          static_cast<int>(p.x.stride[3]), p.padding == WarpPadding::kBorder};
-  return pixel_taps(point, image);
+  return pixel_taps(point, geometry_of_x(p));
 }
 
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
