@@ -24,7 +24,7 @@ Status warp_forward_cuda(const WarpParams& p, Stream stream) {
       return launch(&warp_forward_few_kernel<T>, dim3(blocks_of(grid, p.batch)), dim3(kThreads), 0, stream, p, grid);
     }
     const TileGrid grid = tile_grid(p.out_height, p.out_width, kRows, kRowWidth);
-    const int run = channels_of_block(grid, p.batch, p.channels, 32, kChannelsInFlight<T>);
+    const int run = channels_of_block(grid, p.batch, p.channels, kChannelsInFlight<T>, kChannelsInFlight<T>);
     const dim3 blocks(blocks_of(grid, p.batch), static_cast<unsigned>((p.channels + run - 1) / run));
     return launch(&warp_forward_planes_kernel<T>, blocks, dim3(kThreads), 0, stream, p, grid, run);
   });

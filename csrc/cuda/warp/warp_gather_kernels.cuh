@@ -21,7 +21,7 @@
 namespace cosegflow::warp_cuda {
 
 template <class T>
-constexpr int kGatherChannels = sizeof(T) == 8 ? 8 : 16;  // of a thread, over planes
+constexpr int kGatherChannels = sizeof(T) == 8 ? 8 : 16;  // of a thread at once, over planes
 constexpr int kCrowded = 64;                              // landings that are not crowded, whatever the block has
 
 // The landings that reach one pixel of x: `upper` of them, in the cells above it, begin at begin[0], the others at
@@ -78,7 +78,7 @@ struct Crowd {
 // grad_x has the type of x or its accumulate type.
 template <class T, class A>
 __device__ __forceinline__ void store_gradient(const WarpParams& p, int64_t offset, A value) {
-  if (p.grad_x.dtype == p.x.dtype) {
+  if (sizeof(T) == sizeof(A) || p.grad_x.dtype == p.x.dtype) {
     static_cast<T*>(p.grad_x.data)[offset] = from_float<T>(value);
   } else {
     static_cast<A*>(p.grad_x.data)[offset] = value;
@@ -127,59 +127,83 @@ __device__ __forceinline__ void gather_planes(const Landing<A>* landings, const 
   }
 }
 
+// The run of channels of a block.
+template <class T>
+struct GatheredPlanes {
+  const T* grad;        // the first of the run
+  int64_t step;         // from plane to plane
+  int64_t to, to_step;  // the same of grad_x
+  int channels;
+};
+
+// One pixel of x, by one thread: kGatherChannels channels at a time.
+template <class T, class A>
+__device__ __forceinline__ void gather_pixel(const WarpParams& p, const Landing<A>* landings, const Reach& reach,
+                                             GatheredPlanes<T> planes, int place) {
+  constexpr int kAtOnce = kGatherChannels<T>;
+#pragma unroll 1
+  while (planes.channels > 0) {
+    A sum[kAtOnce] = {};
+    if (planes.channels >= kAtOnce) {
+      gather_planes<true>(landings, reach, 0, 1, planes.grad, planes.step, kAtOnce, sum);
+    } else {
+      gather_planes<false>(landings, reach, 0, 1, planes.grad, planes.step, planes.channels, sum);
+    }
+#pragma unroll
+    for (int c = 0; c < kAtOnce; ++c) {
+      if (c < planes.channels) store_gradient<T>(p, planes.to + place + c * planes.to_step, sum[c]);
+    }
+    planes.grad += kAtOnce * planes.step, planes.to += kAtOnce * planes.to_step, planes.channels -= kAtOnce;
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
     warp_gather_planes_kernel(WarpParams p, TileGrid grid, InverseMap<accumulate_t<T>> map, int run) {
   using A = accumulate_t<T>;
+  constexpr int kAtOnce = kGatherChannels<T>;
   CSF_SHARED(Crowd, crowd);
-  using Partials = A[kThreads / 32][kGatherChannels<T>];
+  using Partials = A[kThreads / 32][kAtOnce];
   CSF_SHARED(Partials, partials);
   const int thread = static_cast<int>(threadIdx.x);
   const TilePixel at = pixel_of_thread(grid);
   const Landing<A>* landings = map.landings + at.b * map.pixels;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * run;
-  const int channels = static_cast<int>(p.channels - first < run ? p.channels - first : run);
-  const T* grad = plane_of<const T>(p.grad_out, at.b, first);
-  const int64_t plane = p.grad_out.stride[1], to_plane = p.grad_x.stride[1];
-  const int64_t image = at.b * p.grad_x.stride[0] + first * to_plane;
+  const GatheredPlanes<T> planes{plane_of<const T>(p.grad_out, at.b, first), p.grad_out.stride[1],
+                                 at.b * p.grad_x.stride[0] + first * p.grad_x.stride[1], p.grad_x.stride[1],
+                                 static_cast<int>(p.channels - first < run ? p.channels - first : run)};
 
   if (thread == 0) crowd.count = 0;
   Reach reach = reach_of(p, map, at.b, at.row, at.column);
   if (!at.exists) reach.all = 0;
   const bool later = crowded(reach.all);  // its barriers are behind the store above and before the count below
   if (later) crowd.thread[atomicAdd(&crowd.count, 1)] = thread;
-  if (at.exists && !later) {
-    A sum[kGatherChannels<T>] = {};
-    if (channels == kGatherChannels<T>) {
-      gather_planes<true>(landings, reach, 0, 1, grad, plane, channels, sum);
-    } else {
-      gather_planes<false>(landings, reach, 0, 1, grad, plane, channels, sum);
-    }
-    const int64_t to = image + place_of(p.grad_x, at.row, at.column);
-#pragma unroll
-    for (int c = 0; c < kGatherChannels<T>; ++c) {
-      if (c < channels) store_gradient<T>(p, to + c * to_plane, sum[c]);
-    }
-  }
+  if (at.exists && !later) gather_pixel<T>(p, landings, reach, planes, place_of(p.grad_x, at.row, at.column));
   __syncthreads();
   const Tile tile = tile_of_block(grid);
 #pragma unroll 1
   for (int k = 0; k < crowd.count; ++k) {
     const int row = tile.row + crowd.thread[k] / kRowWidth, column = tile.column + crowd.thread[k] % kRowWidth;
-    A sum[kGatherChannels<T>] = {};
-    gather_planes<false>(landings, reach_of(p, map, at.b, row, column), thread, kThreads, grad, plane, channels, sum);
+    reach = reach_of(p, map, at.b, row, column);
+    const int64_t to = planes.to + place_of(p.grad_x, row, column);
+#pragma unroll 1
+    for (int done = 0; done < planes.channels; done += kAtOnce) {
+      A sum[kAtOnce] = {};
+      gather_planes<false>(landings, reach, thread, kThreads, planes.grad + done * planes.step, planes.step,
+                           planes.channels - done, sum);
 #pragma unroll
-    for (int c = 0; c < kGatherChannels<T>; ++c) {
-      const A total = warp_reduce_sum(sum[c]);
-      if (thread % 32 == 0) partials[thread / 32][c] = total;
+      for (int c = 0; c < kAtOnce; ++c) {
+        const A total = warp_reduce_sum(sum[c]);
+        if (thread % 32 == 0) partials[thread / 32][c] = total;
+      }
+      __syncthreads();
+      if (thread < kAtOnce && done + thread < planes.channels) {
+        A total = partials[0][thread];
+        for (int w = 1; w < kThreads / 32; ++w) total += partials[w][thread];
+        store_gradient<T>(p, to + (done + thread) * planes.to_step, total);
+      }
+      __syncthreads();
     }
-    __syncthreads();
-    if (thread < channels) {
-      A total = partials[0][thread];
-      for (int w = 1; w < kThreads / 32; ++w) total += partials[w][thread];
-      store_gradient<T>(p, image + place_of(p.grad_x, row, column) + thread * to_plane, total);
-    }
-    __syncthreads();
   }
 }
 

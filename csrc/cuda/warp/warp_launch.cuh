@@ -31,14 +31,16 @@ inline TileGrid channels_grid(int64_t batch, int64_t height, int64_t width) {
   return grid;
 }
 
-// Channels of a block over planes: `most`, or fewer where there are few tiles, but about as many in each block and a
-// multiple of `least`.
-inline int channels_of_block(const TileGrid& grid, int64_t batch, int64_t channels, int64_t most, int64_t least) {
+// Channels of a block over planes: up to 32, or fewer (`least` at least) where there are few tiles; about as many in
+// each block, in multiples of `unit` where there are so many.
+inline int channels_of_block(const TileGrid& grid, int64_t batch, int64_t channels, int64_t least, int64_t unit) {
   const int64_t wanted = int64_t{kBlocksPerMultiprocessor} * multiprocessors(), tiles = grid.per_image * batch;
+  int64_t most = 32;
   while (most > least && tiles * ((channels + most - 1) / most) < wanted) most /= 2;
+  if (unit > most) unit = most;
   const int64_t runs = (channels + most - 1) / most;
   const int64_t run = (channels + runs - 1) / runs;
-  return static_cast<int>((run + least - 1) / least * least);
+  return static_cast<int>((run + unit - 1) / unit * unit);
 }
 
 // What the files of warp have for each other. The params have been checked.
