@@ -1,5 +1,7 @@
 """warp on every backend, against reference.warp in float64."""
 
+import math
+
 import pytest
 import torch
 from errors import EPS, assert_close
@@ -155,6 +157,20 @@ def test_layouts_of_gradients(backend, dtype, channels):
     for got in results[1:]:
         assert_close(got[0], results[0][0], EPS[dtype], "grad x")
         assert_close(got[1], results[0][1], 1e-5, "grad flow")
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("reach", [2.0, 30.0])
+def test_halves_in_eights(backend, reach, padding):
+    """Planes of halves that can be read four at a time: neighbours land near each other, or all over the image."""
+    x = torch.randn(1, 24, 40, 64).bfloat16()
+    flow = torch.randn(1, 2, 35, 70) * reach
+    flow[..., ::9, ::7] = math.nan
+    flow = on_the_grid_of(torch.bfloat16, flow)
+    out, valid = backend.warp(x, flow, "bilinear", padding)
+    expected, expected_valid = reference.warp(x.double(), flow.double(), "bilinear", padding)
+    assert_close(out, expected, 4 * EPS[torch.bfloat16], "out")
+    assert torch.equal(valid, expected_valid)
 
 
 def test_sums_too_wide_for_a_window(backend):

@@ -15,7 +15,7 @@ inline bool gather_fits(const WarpParams& p) {
 template <class T>
 Status gather_planes(const WarpParams& p, const InverseMap<accumulate_t<T>>& map, Stream stream) {
   const TileGrid grid = tile_grid(p.height, p.width, kRows, kRowWidth);
-  const int run = channels_of_block(grid, p.batch, p.channels, 4, kGatherChannels<T>);
+  const int run = channels_of_block(grid, p.batch, p.channels, 32, 4, kGatherChannels<T>);
   const dim3 blocks(blocks_of(grid, p.batch), static_cast<unsigned>((p.channels + run - 1) / run));
   return launch(&warp_gather_planes_kernel<T>, blocks, dim3(kThreads), 0, stream, p, grid, map, run);
 }

@@ -7,7 +7,7 @@
 namespace cosegflow::warp_cuda {
 
 constexpr int64_t kMostBlocks = INT32_MAX, kMostRuns = 65535;
-constexpr int kBlocksPerMultiprocessor = 8;  // that keep it busy to the end
+constexpr int kBlocksPerMultiprocessor = 6;  // at least, where there is work enough
 
 // Whether x and the flow have offsets of 32 bits within a plane, and the tiles of all images fit a grid. With
 // anything larger or stranger the plain kernels work, at their own speed.
@@ -31,11 +31,11 @@ inline TileGrid channels_grid(int64_t batch, int64_t height, int64_t width) {
   return grid;
 }
 
-// Channels of a block over planes: up to 32, or fewer (`least` at least) where there are few tiles; about as many in
+// Channels of a block over planes: up to `most`, or fewer, down to `least`, where there are few tiles; about as many in
 // each block, in multiples of `unit` where there are so many.
-inline int channels_of_block(const TileGrid& grid, int64_t batch, int64_t channels, int64_t least, int64_t unit) {
+inline int channels_of_block(const TileGrid& grid, int64_t batch, int64_t channels, int64_t most, int64_t least,
+                             int64_t unit) {
   const int64_t wanted = int64_t{kBlocksPerMultiprocessor} * multiprocessors(), tiles = grid.per_image * batch;
-  int64_t most = 32;
   while (most > least && tiles * ((channels + most - 1) / most) < wanted) most /= 2;
   if (unit > most) unit = most;
   const int64_t runs = (channels + most - 1) / most;

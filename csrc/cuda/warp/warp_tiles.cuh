@@ -161,9 +161,14 @@ struct TapPointers {
   }
 };
 
-// Whether every element of a plane (and, with `channels`, of an image) is within 2^31 elements of the first.
+// Whether every element of a plane (and, with `channels`, of an image) is within 2^31 elements of the first. Strides
+// may be anything.
 inline bool short_offsets(const View4& view, int64_t channels, int64_t height, int64_t width) {
-  const auto reach = [](int64_t stride, int64_t size) { return (stride < 0 ? -stride : stride) * (size - 1); };
+  const auto reach = [](int64_t stride, int64_t size) {
+    if (stride == 0 || size == 1) return int64_t{0};
+    if (stride < -INT32_MAX) return int64_t{INT32_MAX} + 1;
+    return bounded_product(INT32_MAX, stride < 0 ? -stride : stride, size - 1);
+  };
   return reach(view.stride[1], channels) + reach(view.stride[2], height) + reach(view.stride[3], width) <= INT32_MAX;
 }
 
