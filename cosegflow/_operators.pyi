@@ -52,6 +52,7 @@ class Operators:
         simple: bool,
         need_fa: bool,
         need_fb: bool,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor]: ...
     def soft_argmax(
         self,
@@ -147,6 +148,7 @@ class Operators:
         need_mask_a: bool,
         need_mask_b: bool,
         need_beta: bool,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
     def local_correlation(
         self,
@@ -201,6 +203,7 @@ class Operators:
         need_values: bool,
         need_mask_b: bool,
         need_beta: bool,
+        portable: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 operators: Operators

@@ -90,7 +90,7 @@ class _Correlation(torch.autograd.Function):
         corr = hostsim_module().correlation(to_numpy(fa), to_numpy(fb), normalize, relu, simple, **kernels)
         corr = to_torch(corr)
         ctx.save_for_backward(fa, fb, corr)
-        ctx.options = (normalize, relu, simple)
+        ctx.options, ctx.kernels = (normalize, relu, simple), kernels
         return corr
 
     @staticmethod
@@ -98,7 +98,8 @@ class _Correlation(torch.autograd.Function):
         fa, fb, corr = ctx.saved_tensors
         arrays = [to_numpy(t) for t in (grad.contiguous(), fa, fb, corr)]
         need = tuple(ctx.needs_input_grad[:2])
-        grads = hostsim_module().correlation_backward(*arrays, *ctx.options, need)
+        portable = ctx.kernels.get("portable", False)
+        grads = hostsim_module().correlation_backward(*arrays, *ctx.options, need, portable=portable)
         return (*(to_torch(g, fa.dtype) for g in grads), *(None,) * 4)
 
 

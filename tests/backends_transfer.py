@@ -16,19 +16,19 @@ class _Transfer(torch.autograd.Function):
         )
         out, lse = (to_torch(o) for o in outputs)
         ctx.save_for_backward(fa, fb, values, mask_a, mask_b, beta, out, lse)
-        ctx.options = (normalize, simple, chunk_bytes)
+        ctx.options = (normalize, simple, chunk_bytes, kernels.get("portable", False))
         ctx.mark_non_differentiable(lse)
         return out, lse
 
     @staticmethod
     def backward(ctx, grad_out, _):
         fa, fb, values, mask_a, mask_b, beta, out, lse = ctx.saved_tensors
-        normalize, simple, chunk_bytes = ctx.options
+        normalize, simple, chunk_bytes, portable = ctx.options
         need = tuple(ctx.needs_input_grad[i] for i in (0, 1, 2, 4, 5))
         grads = hostsim_module().transfer_backward(
             to_numpy(grad_out), *(to_numpy(t) for t in (fa, fb, values, mask_a, mask_b)),
             beta_per_image(beta, fa.shape[0]), to_numpy(out), to_numpy(lse), normalize, simple, need,
-            chunk_bytes=chunk_bytes,
+            chunk_bytes=chunk_bytes, portable=portable,
         )  # fmt: skip
         grad_fa, grad_fb, grad_values, grad_mask_b, grad_beta = (to_torch(g) for g in grads)
         if grad_mask_b is not None:

@@ -30,6 +30,9 @@ SHAPES = {
     "three slabs, four places": (2, 192, 40, 20, 18, 16),
     "planes, streamed, bands of row tiles": (1, 264, 50, 48, 13, 16),
     "odd sizes, streamed": (1, 328, 20, 26, 25, 21),
+    "planes, wide tiles": (1, 264, 48, 48, 16, 23),
+    "odd sizes, wide tiles": (1, 264, 47, 47, 5, 73),
+    "wide tiles where float32 is three terms": (1, 88, 48, 48, 16, 23),
     "more images than lanes": (40, 16, 3, 4, 2, 8),
 }
 PLANES = "planes, a tile that is not full"
@@ -92,7 +95,7 @@ def test_shapes(run, name):
         assert_no_worse(ours, plain, exact, 30 * EPS[torch.float32], f"{dtype} {normalize} {relu}")
 
 
-@pytest.mark.parametrize("name", ["odd sizes", "odd sizes, streamed", PLANES])
+@pytest.mark.parametrize("name", ["odd sizes", "odd sizes, streamed", "wide tiles where float32 is three terms"])
 @pytest.mark.parametrize("precision", ["high", "medium"])
 @pytest.mark.parametrize("portable", [False, True], ids=["hopper", "portable"])
 def test_float32_error_rule(run, name, precision, portable):
@@ -130,7 +133,10 @@ def test_nan_and_zero(run, name, portable):
 def test_order_does_not_matter():
     """hostsim: neither of threads nor of blocks."""
     module = backends.hostsim_module()
-    for name, dtype in (("planes, several strips in a block", torch.float16), ("odd sizes, streamed", torch.bfloat16)):
+    for name, dtype in (
+        ("planes, several strips in a block", torch.float16),
+        ("odd sizes, wide tiles", torch.bfloat16),
+    ):
         fa, fb = pair(SHAPES[name], dtype)
         results = []
         try:
@@ -158,6 +164,139 @@ def test_launches():
         assert module.counters(True)["launches"] == launches
 
 
+# Backward: shape, bytes of the gated gradient that exist at a time (0: the default; on a GPU always). Runs of rows are
+# of 256.
+BACKWARD = {
+    "one tile, rows of 128 bytes": ((1, 40, 9, 7, 8, 8), 0),
+    "odd sizes": ((3, 72, 9, 17, 11, 13), 0),
+    "rows aligned to 4 bytes": ((2, 33, 10, 12, 9, 14), 0),
+    "several tiles of either side": ((2, 136, 20, 17, 28, 12), 0),
+    "groups of images": ((3, 24, 16, 17, 12, 10), 2 << 18),
+    "runs of rows": ((2, 24, 30, 19, 15, 20), 1),
+    "partial sums": ((1, 16, 33, 32, 41, 29), 0),
+    "partial sums of runs of rows": ((1, 8, 20, 15, 33, 32), 1),
+}
+TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 6e-4}  # of norms: the rounding of features of norm 1, and of results
+
+
+def backward(backend, grad, fa, fb, corr, normalize, need=(True, True), chunk_bytes=0, portable=False):
+    """correlation_backward of a backend, with relu where there is a `corr`."""
+    tensors = (grad, fa, fb, corr)
+    if backend is _on_cuda:
+        tensors = [None if t is None else t.cuda() for t in tensors]
+        found = torch.ops.cosegflow.correlation_backward(*tensors, normalize, corr is not None, False, *need, portable)
+        return [g.cpu() if n else None for g, n in zip(found, need, strict=True)]
+    arrays = [None if t is None else backends.to_numpy(t) for t in tensors]
+    options = {"portable": portable, "chunk_bytes": chunk_bytes}
+    choices = (normalize, corr is not None, False, need)
+    found = backends.hostsim_module().correlation_backward(*arrays, *choices, **options)
+    return [None if g is None else backends.to_torch(g, fa.dtype) for g in found]
+
+
+def backward_problem(shape, dtype, relu):
+    fa, fb = pair(shape, dtype)
+    sizes = (shape[0], *shape[2:])
+    corr = torch.randn(sizes).clamp(min=0).to(dtype) if relu else None  # any volume may gate
+    return torch.randn(sizes).to(dtype), fa, fb, corr
+
+
+def exact_gradients(grad, fa, fb, corr, normalize):
+    leaves = [f.double().requires_grad_() for f in (fa, fb)]
+    gated = grad.double() if corr is None else torch.where(corr > 0, grad.double(), 0.0)
+    return torch.autograd.grad(reference.correlation(*leaves, normalize, False), leaves, gated)
+
+
+def assert_gradients(ours, exact):
+    for name, got, want in zip("ab", ours, exact, strict=True):
+        error = float((got.double() - want).norm() / want.norm())
+        assert error <= TOLERANCE[got.dtype], f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_gradients(run, name):
+    shape, chunk_bytes = BACKWARD[name]
+    for dtype, normalize, relu in (
+        (torch.bfloat16, True, False),
+        (torch.float16, True, True),
+        (torch.bfloat16, False, True),
+        (torch.float16, False, False),
+    ):
+        problem = backward_problem(shape, dtype, relu)
+        ours = backward(run, *problem, normalize, chunk_bytes=chunk_bytes)
+        assert_gradients(ours, exact_gradients(*problem, normalize))
+
+
+def test_gradient_of_a_slice(run):
+    """A volume's gradient that is not aligned to 16 bytes, or only to 4, is copied; a gate that is not, too."""
+    shape = (2, 24, 5, 7, 8, 9)
+    _, fa, fb, _ = backward_problem(shape, torch.float16, False)
+    count = 2 * 5 * 7 * 72
+    for offset, gate_offset in ((1, None), (2, None), (0, 1), (8, 2)):
+        flat, gates = torch.randn(count + 8).half(), torch.randn(count + 8).half()
+        grad = flat[offset : offset + count].view(2, 5, 7, 8, 9)
+        corr = None if gate_offset is None else gates[gate_offset : gate_offset + count].view(2, 5, 7, 8, 9)
+        ours = backward(run, grad, fa, fb, corr, True)
+        assert_gradients(ours, exact_gradients(grad, fa, fb, corr, True))
+
+
+def test_nan_in_the_gate_passes(run):
+    """As relu keeps a NaN; what is clipped has no part in the gradients, whatever its own gradient is."""
+    for shape in ((1, 24, 9, 17, 11, 13), (1, 24, 9, 17, 12, 14)):
+        grad, fa, fb, corr = backward_problem(shape, torch.bfloat16, True)
+        corr[0, 1, 2, 3, 4] = float("nan")
+        corr[0, 5, 6], grad[0, 5, 6] = 0, float("inf")
+        ours = backward(run, grad, fa, fb, corr, True)
+        exact = exact_gradients(grad.nan_to_num(0, 0, 0), fa, fb, corr.nan_to_num(1.0), True)
+        assert_gradients(ours, exact)
+
+
+def test_one_side(run):
+    problem = backward_problem((2, 40, 9, 7, 8, 8), torch.float16, False)
+    both = backward(run, *problem, True)
+    for need in ((True, False), (False, True)):
+        for one, wanted, of_both in zip(backward(run, *problem, True, need), need, both, strict=True):
+            assert torch.equal(one, of_both) if wanted else one is None
+
+
+def test_backward_order_does_not_matter():
+    """hostsim: neither of threads nor of blocks."""
+    module = backends.hostsim_module()
+    for name, relu in (("partial sums", False), ("partial sums of runs of rows", True), ("groups of images", True)):
+        shape, chunk_bytes = BACKWARD[name]
+        problem = backward_problem(shape, torch.bfloat16, relu)
+        results = []
+        try:
+            for order in (("forward", 0), ("reverse", 0), ("random", 1)):
+                module.set_order(*order)
+                results.append(backward(_on_hostsim, *problem, True, chunk_bytes=chunk_bytes))
+        finally:
+            module.set_order("forward", 0)
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_backward_launches():
+    """Packing, rows of norm 1 of either side, the products, and the raster of either side; the gate where there is one.
+
+    Each run of rows of an image takes a gate and products, and one launch that adds partial sums where there are any.
+    """
+    module = backends.hostsim_module()
+    for name, normalize, relu, launches in (
+        ("one tile, rows of 128 bytes", False, False, 4),
+        ("one tile, rows of 128 bytes", True, False, 6),
+        ("one tile, rows of 128 bytes", True, True, 7),
+        ("odd sizes", True, False, 7),
+        ("groups of images", True, True, 1 + 2 * 6),
+        ("runs of rows", True, True, 1 + 2 * (4 + 3 * 2)),
+        ("partial sums of runs of rows", True, True, 1 + 4 + 2 * 3),
+    ):
+        shape, chunk_bytes = BACKWARD[name]
+        problem = backward_problem(shape, torch.bfloat16, relu)
+        module.counters(True)
+        backward(_on_hostsim, *problem, normalize, chunk_bytes=chunk_bytes)
+        assert module.counters(True)["launches"] == launches, name
+
+
 SAYS = """
 import runpy, numpy as np
 sim = runpy.run_path({build!r})["load"]()
@@ -165,6 +304,10 @@ for dtype, options in ((np.float16, {{}}), (np.float16, {{"portable": True}}), (
                        (np.float32, {{}}), (np.float32, {{"precision": 1}}), (np.float64, {{}})):
     f = np.ones((1, 8, 2, 3), dtype)
     sim.correlation(f, f, **options)
+    if "precision" not in options:
+        portable, simple = (name in options for name in ("portable", "simple"))
+        grad, need = np.ones((1, 2, 3, 2, 3), dtype), (True, True)
+        sim.correlation_backward(grad, f, f, None, True, False, simple, need, portable)
 """
 
 
@@ -176,10 +319,17 @@ def test_log_says_which_path_and_why():
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("cosegflow: correlation")] == [
         "cosegflow: correlation: Hopper kernels (wgmma, TMA)",
+        "cosegflow: correlation backward: Hopper kernels (wgmma, TMA)",
         "cosegflow: correlation: portable kernels (mma.sync): the portable kernels were asked for",
+        "cosegflow: correlation backward: portable kernels (mma.sync): the portable kernels were asked for",
         "cosegflow: correlation: simple kernels: the simple kernels were asked for",
+        "cosegflow: correlation backward: simple kernels: the simple kernels were asked for",
         'cosegflow: correlation: portable kernels (FMA): float32 at precision "highest" takes multiply-adds, as '
         "accurate as float32",
+        "cosegflow: correlation backward: portable kernels (FMA): gradients of float32 features are formed by "
+        "multiply-adds, as accurate as float32",
         "cosegflow: correlation: portable kernels (FMA): tensor cores of Hopper do not multiply float64 into these "
         "tiles",
+        "cosegflow: correlation backward: portable kernels (FMA): tensor cores of Hopper do not multiply float64 into "
+        "these tiles",
     ], done.stderr

@@ -161,6 +161,6 @@ def test_correlation_splits_its_depth():
         rng.standard_normal((1, 8, 3, 5)).astype(np.float16),
     )
     grad = rng.standard_normal((1, 33, 32, 3, 5)).astype(np.float16)
-    _, grad_b = hostsim_module().correlation_backward(grad, fa, fb, None, False, False, False, (False, True))
+    _, grad_b = hostsim_module().correlation_backward(grad, fa, fb, None, False, False, False, (False, True), True)
     exact = np.einsum("ahwij,achw->acij", values(grad), values(fa))
     np.testing.assert_allclose(values(grad_b), exact, atol=EPS["float16"] * np.abs(exact).max())

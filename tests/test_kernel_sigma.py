@@ -73,6 +73,17 @@ def test_many_targets(backend, targets, dtype):
     compare_match(backend, (1, 8, 2, 3, *targets), "holes", dtype, 9.0, sigma=5.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("targets", [(16, 16), (12, 40), (130, 128), (2, 4096)])
+def test_rows_in_shared_memory(backend, targets, dtype):
+    """cuda: rows that are kept, by a warp and by several; longer ones, and ones whose tables are too large."""
+    for beta in (2.0, -3.0):
+        compare_soft_argmax(backend, (1, 1, 3, *targets), "none", dtype, beta, sigma=4.0)
+    mask = torch.zeros(1, *targets)
+    mask[:, targets[0] // 3 :, targets[1] // 4 : targets[1] // 2] = 0.5
+    compare_soft_argmax(backend, (1, 1, 3, *targets), mask, dtype, 2.0, sigma=4.0)
+
+
 def test_rows_whose_scores_are_not_kept():
     """cpu: more targets than the scores of a tile of rows are kept for; they are computed twice."""
     import backends

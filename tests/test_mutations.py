@@ -14,6 +14,7 @@ if shutil.which("g++") is None:
 
 HALF = "tests/test_match.py::test_many_tiles[hostsim-targets-float16-portable]"  # mma.sync
 SINGLE = "tests/test_match.py::test_many_tiles[hostsim-targets-float32-fast]"  # the FMA kernel
+BACKWARD_HALF = "tests/test_match_backward_portable.py::test_gradients[hostsim-{}-holes]"
 BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16-portable]"
 BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
@@ -21,6 +22,8 @@ WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilin
 WARP_CROWDED = "tests/test_warp.py::test_crowded_pixels[hostsim-planes-upsampled]"
 TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32-fast]"
 CHUNKS = "tests/test_transfer.py::test_backward_in_chunks"
+BOTH_BACKWARD = "tests/test_match_both_backward_hopper.py::test_gradients[hostsim-runs of rows, the last one short]"
+TRANSFER_BACKWARD = "tests/test_transfer_backward_hopper.py::test_value_channels[hostsim-9]"
 TIES = "tests/test_return_index.py::test_the_lowest_of_ties[hostsim-{at}-dtype{dtype}-{op}-{kernels}]"
 WINDOW = "tests/test_kernel_sigma.py::test_soft_argmax_masks[hostsim-holes-dtype1-fast]"
 
@@ -91,6 +94,8 @@ MMA_TILE = "csrc/cuda/mma_tile_product.cuh"
 SIMT_TILE = "csrc/cuda/tile_product.cuh"
 FORWARD = "csrc/cuda/match/match_forward_kernel.cuh"
 COMMON = "csrc/cuda/match/match_common.cuh"
+GRADIENT = "csrc/cuda/match/match_score_gradient_kernel.cuh"
+GRADIENT_HOST = "csrc/cuda/match/match_backward_cuda.cu"
 BOTH_FORWARD = "csrc/cuda/match_both/match_both_forward_kernel.cuh"
 BOTH_HOST = "csrc/cuda/match_both/match_both_forward_cuda.cu"
 BOTH_GRADIENT = "csrc/cuda/match_both/match_both_gradient_kernel.cuh"
@@ -103,6 +108,8 @@ HOPPER_PIPELINE = "csrc/cuda/hopper/pipeline.cuh"
 HOPPER_LINE = "csrc/cuda/hopper/work_line.cuh"
 HOPPER_SOFTMAX = "csrc/cuda/hopper/row_softmax.cuh"
 TRANSFER_HOPPER_HOST = "csrc/cuda/transfer/transfer_hopper_cuda.cu"
+TRANSFER_BACKWARD_HOST = "csrc/cuda/transfer/transfer_backward_hopper_cuda.cu"
+GRADIENT_PRODUCT = "csrc/cuda/hopper/gradient_product_cuda.cu"
 CORRELATION_KERNEL = "csrc/cuda/correlation/correlation_hopper_kernel.cuh"
 CORRELATION_STORE = "csrc/cuda/correlation/correlation_store.cuh"
 WARP_TILES = "csrc/cuda/warp/warp_tiles.cuh"
@@ -163,6 +170,16 @@ BUGS = [
     Bug("too little shared memory", MMA_TILE, "static_cast<size_t>(kStages) * kSlab * sizeof(T);",
         "static_cast<size_t>(kStages) * kSlab * sizeof(T) - 64;", snippet=MATCH_HALF,
         says="not within the shared memory of the block"),
+    *(Bug(name, file, old, new, test=BACKWARD_HALF.format(case)) for name, file, old, new, case in (
+        ("lanes store each other's columns of ds", GRADIENT, "lane % 2 * 8 + lane / 2 * 4",
+         "lane / 2 * 8 + lane % 2 * 4", "one tile"),
+        ("sums of the columns in each other's places", GRADIENT, "lane / 8 % 2 * 8 + lane / 4 % 2",
+         "lane / 4 % 2 * 8 + lane / 8 % 2", "one tile"),
+        ("runs of rows of halves overwrite each other", GRADIENT_HOST, "args.accumulate = row_begin > 0;",
+         "args.accumulate = false;", "runs of rows, their sums in parts"),
+        ("a part of a sum left out", "csrc/cuda/gradient_product_mma.cuh", "part = 1; part < args.splits.count",
+         "part = 2; part < args.splits.count", "runs of rows, their sums in parts"),
+    )),
     Bug("barrier dropped before columns are merged", BOTH_FORWARD,
         "    __syncthreads();\n    // Read before", "    // Read before", op="match_both", test=BOTH_HALF),
     Bug("a lane keeps the wrong half of the columns", BOTH_FORWARD, "if (upper) offset += left;",
@@ -190,7 +207,7 @@ BUGS = [
         "other.index > index", op="soft_argmax",
         test=TIES.format(at="[5, 6]", dtype=1, op="soft_argmax", kernels="fast")),
     Bug("gradient not taken back through the window", "csrc/cuda/soft_argmax/soft_argmax_backward_kernels.cuh",
-        "            slope *= row.window.slope(s, k);\n", "", op="soft_argmax", test=WINDOW),
+        "s[u] *= k, slope *= k;", "s[u] *= k;", op="soft_argmax", test=WINDOW),
     Bug("tap one pixel beyond the image", WARP_TILES, "&& x >= 0 && x < image.width &&",
         "&& x >= 0 && x <= image.width &&", op="warp", test=WARP),
     Bug("gradient through the position forgotten", CYCLE_MATH,
@@ -252,12 +269,29 @@ BUGS = [
         ("planes end with the last target", TRANSFER_HOPPER_HOST,
          "if (row / hopper::kCols > max(count - 1, 0) / hopper::kCols) return;", "if (row >= count) return;"),
         ("excluded sources left as they were", TRANSFER_HOPPER_HOST, ".weight > 0) return;", ".weight >= 0) return;"),
-        ("launches share the counters of fragments", TRANSFER_HOPPER_HOST, "space.counter + pass * space.counters",
-         "space.counter"),
+        ("launches share the counters of fragments", TRANSFER_HOPPER_HOST,
+         "passes.counters + pass * a.batch * passes.row_tiles * 2",
+         "passes.counters"),
         ("a strip overwritten while it is read", "csrc/cuda/hopper/parked_line.cuh",
          "    __syncwarp();  // all lanes have read the last strip\n", ""),
         ("lanes added up before they have one base", "csrc/cuda/primitives/value_softmax.cuh", "    raise(highest);\n",
          ""),
+    )),
+    Bug("sums of rows of all chunks in one place", "csrc/cuda/match_both/match_both_backward_hopper_cuda.cu",
+        "(chunk.b0 * plan.chunks + chunk.number) * plan.row_room", "chunk.b0 * plan.chunks * plan.row_room",
+        op="match_both", test=BOTH_BACKWARD),
+    Bug("a column's probability with the weight of the column",
+        "csrc/cuda/match_both/match_both_backward_hopper_kernel.cuh", "fma_of(score, slope, log_weight_[r])",
+        "fma_of(score, slope, scale.at[e].log_weight)", op="match_both", test=BOTH_BACKWARD),
+    *(Bug(name, file, old, new, op="transfer", test=TRANSFER_BACKWARD) for name, file, old, new in (
+        ("launches of a chunk overwrite each other", TRANSFER_BACKWARD_HOST, "args.accumulate = number > 0;",
+         "args.accumulate = false;"),
+        ("sums of the last launch only", TRANSFER_BACKWARD_HOST, "chunk.number == 0 && number == 0",
+         "chunk.number == 0"),
+        ("a lane with another lane's column", "csrc/cuda/hopper/column_halving.cuh", "(lane & 4) * 4 + (lane & 8)",
+         "(lane & 8) * 2 + (lane & 4) * 2"),
+        ("p of values above 1", "csrc/cuda/transfer/transfer_hopper_kernel.cuh", "state.log_sum_exp() + log_weight -",
+         "state.log_sum_exp() -"),
     )),
     *(Bug(name, file, old, new, op="match_both", snippet=BOTH_HOPPER) for name, file, old, new in (
         ("a lane keeps another lane's column", BOTH_SOFTMAX, "column(lane / 4) + g * 32",
@@ -286,6 +320,18 @@ BUGS = [
          "place_.new_rows = false;\n    if (++place_.row_tile == order_.row_tiles)"),
         ("boxes of planes in one place", CORRELATION_KERNEL, "to + box * kTurnedBox", "to"),
         ("lanes store each other's columns", CORRELATION_STORE, "? 8 * lane", "? 8 * (lane ^ 1)"),
+    )),
+    Bug("features of the first run of rows in all", "csrc/cuda/correlation/correlation_backward_hopper_cuda.cu",
+        "args.b.first_depth = static_cast<int>(c.row), ", "", op="correlation",
+        test="tests/test_correlation_hopper.py::test_gradients[hostsim-runs of rows]"),
+    *(Bug(name, file, old, new, test=f"tests/test_match_backward_hopper.py::test_gradients[hostsim-{case}-none]")
+      for name, file, old, new, case in (
+        ("every run of rows takes the image's first features", GRADIENT_PRODUCT, "first_depth + slab * kDepth",
+         "slab * kDepth", "runs of rows, the last one short"),
+        ("a part of the depth twice", GRADIENT_PRODUCT, "u.first_slab = min(slabs, u.split * each);",
+         "u.first_slab = 0;", "partial sums"),
+        ("a chunk's gradient instead of all chunks'", "csrc/cuda/hopper/gradient_chunks.cuh",
+         "args.b.accumulate = c.number > 0", "args.b.accumulate = false", "runs of rows, the last one short"),
     )),
     Bug("one exponential for peaks far apart", BOTH_SOFTMAX, "if (__all_sync(0xffffffffu, near)) {", "if (true) {",
         op="match_both", test="tests/test_match_both_hopper.py::test_peaks_far_apart[hostsim-none-300.0]"),

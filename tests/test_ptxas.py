@@ -15,12 +15,13 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 
 # Registers per thread that a kernel may use on any architecture, so that 8, 6, 5, 4, 3, 2 or 1 of its blocks of 256
 # threads fit the 65536 registers of a multiprocessor: 32, 40, 48, 64, 80, 128 or 255; soft_argmax_backward_kernel has
-# blocks of 128 threads. Where setmaxnreg moves registers between warpgroups, ptxas reports those at the launch: 168 of
-# 384 threads.
+# blocks of 128 threads, soft_argmax_targets_kernel of 1024. Where setmaxnreg moves registers between warpgroups, ptxas
+# reports those at the launch: 168 of 384 threads.
 BUDGET: dict[str, int] = {
     "add_parts_kernel": 32,
     "compact_kernel": 40,
     "correlation_fma_kernel": 128,
+    "correlation_gate_kernel": 48,
     "correlation_hopper_kernel": 168,
     "correlation_mma_kernel": 128,
     "correlation_norm_kernel": 64,
@@ -52,6 +53,7 @@ BUDGET: dict[str, int] = {
     "match_backward_hopper_kernel": 168,
     "match_beta_gradient_kernel": 32,
     "match_both_add_columns_kernel": 32,
+    "match_both_backward_hopper_kernel": 168,
     "match_both_beta_gradient_kernel": 32,
     "match_both_clear_kernel": 32,
     "match_both_finish_kernel": 40,
@@ -64,6 +66,7 @@ BUDGET: dict[str, int] = {
     "match_both_merge_kernel": 40,
     "match_both_score_gradient_kernel": 255,
     "match_both_simple_add_kernel": 32,
+    "match_both_sources_kernel": 32,
     "match_bound_kernel": 32,
     "match_clear_kernel": 32,
     "match_finish_kernel": 40,
@@ -88,15 +91,19 @@ BUDGET: dict[str, int] = {
     "pack_features_kernel": 128,
     "pack_tiles_count_kernel": 32,
     "pack_tiles_kernel": 64,
-    "soft_argmax_backward_kernel": 160,
+    "soft_argmax_any_row_kernel": 128,
+    "soft_argmax_backward_kernel": 168,
     "soft_argmax_backward_simple_kernel": 64,
     "soft_argmax_beta_gradient_kernel": 32,
     "soft_argmax_forward_kernel": 128,
     "soft_argmax_forward_simple_kernel": 64,
     "soft_argmax_mask_gradient_kernel": 32,
     "soft_argmax_mask_simple_kernel": 80,
+    "soft_argmax_targets_kernel": 48,
     "soft_argmax_weight_kernel": 32,
+    "soft_argmax_window_kernel": 255,
     "transfer_add_columns_kernel": 32,
+    "transfer_backward_hopper_kernel": 168,
     "transfer_beta_gradient_kernel": 32,
     "transfer_clear_lse_kernel": 32,
     "transfer_delta_kernel": 32,
@@ -106,6 +113,7 @@ BUDGET: dict[str, int] = {
     "transfer_hopper_kernel": 168,
     "transfer_mask_gradient_kernel": 32,
     "transfer_product_kernel": 128,
+    "transfer_rows_kernel": 64,
     "transfer_simple_gradient_kernel": 64,
     "transfer_simple_probability_kernel": 32,
     "transfer_simple_product_kernel": 40,
@@ -132,7 +140,7 @@ BUDGET: dict[str, int] = {
 
 
 # These keep on the stack what a strip needs, not what a tile does: tests/test_sass.py looks at their loops.
-OUTSIDE_THE_LOOP = r"match_backward_hopper_kernel<cosegflow::\w+, true>"
+OUTSIDE_THE_LOOP = r"\w+_backward_hopper_kernel<cosegflow::\w+(, \d)?, true>"
 
 
 def find_nvcc() -> str | None:

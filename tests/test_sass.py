@@ -68,7 +68,10 @@ def after_product(code: list[str]) -> list[str]:
 
 def test_there_are_kernels(kernels):
     names = {re.search(r"\d([a-z_]+)_hopper_kernel", name)[1] for name in kernels}
-    assert names == {"match", "match_both", "match_backward", "transfer", "correlation", "gradient_product"}
+    assert names == {
+        "match", "match_both", "transfer", "correlation", "match_backward", "match_both_backward", "transfer_backward",
+        "gradient_product",
+    }  # fmt: skip
 
 
 def test_intended_instructions(kernels):
@@ -85,14 +88,15 @@ def test_intended_instructions(kernels):
 
 
 def test_nothing_in_local_memory(kernels):
-    """The sums for mask and beta of match's backward have a strip's numbers there, and one read of them a tile."""
+    """The sums for masks and beta of a backward have a strip's numbers there, and a few reads of them a tile."""
     for name, code in kernels.items():
         local = [line for line in code if re.match(r"(LDL|STL)\b", line)]
-        if "match_backward_hopper_kernel" in name and "Lb1E" in name:
+        if "_backward_hopper_kernel" in name and "Lb1E" in name:
             first = next(i for i, line in enumerate(code) if line.startswith("HGMMA"))
             end = next(i for i, line in enumerate(code) if i > first and line.startswith("USETMAXREG"))
             local = [line for line in code[first:end] if re.match(r"(LDL|STL)\b", line)]
-            assert len(local) <= 1 and not any(line.startswith("STL") for line in local), f"{name}: {local}"
+            few = 9 if "match_both" in name else 2
+            assert len(local) <= few and not any(line.startswith("STL") for line in local), f"{name}: {local}"
             continue
         assert not local, f"{name}: {local[:5]}"
 
@@ -129,15 +133,16 @@ def test_stores_of_correlation(kernels):
         for name, code in kernels.items()
         if re.search("correlation_hopper_kernelINS_(8BFloat16|4Half)ES", name)
     }
-    assert len(halves) == 4  # both types, from planes and from packed rows
+    assert len(halves) == 8  # both types, from planes and from packed rows, narrow tiles and wide ones
     for name, code in halves.items():
+        scores, most = (192, 6.1) if "Li192E" in name else (128, 5.6)
         last_wait = next(i for i, line in enumerate(code) if line.startswith("WARPGROUP.DEPBAR.LE gsb0, 0x0"))
         stores = [i for i, line in enumerate(code) if line.startswith("STG.E.EF.128")]
-        assert len(stores) == 2 * SCORES // 8, f"{name}: with relu and without"
-        one_way = code[last_wait : stores[SCORES // 8 - 1] + 1]
+        assert len(stores) == 2 * scores // 8, f"{name}: with relu and without"
+        one_way = code[last_wait : stores[scores // 8 - 1] + 1]
         counts = mix(one_way)
-        assert counts["SHFL"] == counts["F2FP"] == SCORES // 2, f"{name}: {counts}"
-        assert len(one_way) <= 5.3 * SCORES, f"{name}: {counts}"
+        assert counts["SHFL"] == counts["F2FP"] == scores // 2, f"{name}: {counts}"
+        assert len(one_way) <= most * scores, f"{name}: {counts}"
 
 
 def test_loads_of_warp(tmp_path):

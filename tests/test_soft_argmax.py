@@ -22,8 +22,9 @@ def run(function, corr, mask_b, beta, grads, *options):
 
 
 def compare(backend, shape, kind, dtype, beta, simple=False, oracle=reference.soft_argmax):
+    """kind: of masks, or mask_b itself."""
     batch, ha, wa, hb, wb = shape
-    _, mask_b = masks(kind, batch, ha, wa, hb, wb)
+    mask_b = masks(kind, batch, ha, wa, hb, wb)[1] if isinstance(kind, str) else kind
     corr = torch.randn(shape).to(dtype)
     if mask_b is not None:  # excluded entries are never read into a result
         corr.masked_fill_(~(mask_b > 0)[:, None, None], float("nan"))
@@ -40,7 +41,7 @@ def compare(backend, shape, kind, dtype, beta, simple=False, oracle=reference.so
             assert a is None, name
             continue
         e = e.double()
-        if name == "grad mask_b" and kind == "wild":
+        if name == "grad mask_b" and isinstance(kind, str) and kind == "wild":
             usual = (mask_b > 1e-3) & (mask_b < 1e3)
             a, p, e = (torch.where(usual, t.double(), 0.0) for t in (a, p, e))
         if dtype == torch.float64:
@@ -72,6 +73,62 @@ def test_shapes(backend, shape, dtype, simple):
     compare(backend, shape, "holes", dtype, 2.0, simple)
 
 
+# Rows of whole 16-byte words, which lie in columns of b, in its image rows, and across their ends, one or several; of a
+# warp, and of a team of warps.
+WORDS = [(1, 2, 2, 64, 64), (2, 1, 3, 24, 40), (1, 3, 3, 20, 20), (1, 2, 2, 6, 4), (1, 1, 3, 128, 72)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", WORDS)
+def test_words(backend, shape, dtype):
+    compare(backend, shape, "none", dtype, 2.0)
+    compare(backend, shape, "none", dtype, -3.0)
+    batch, _, _, hb, wb = shape
+    sparse = torch.zeros(batch, hb, wb)  # most words have no target
+    sparse[:, hb // 3 : hb // 2, wb // 4 : wb // 2] = torch.rand(hb // 2 - hb // 3, wb // 2 - wb // 4) + 0.05
+    sparse[0, hb - 1, wb - 1] = 0.5
+    compare(backend, shape, sparse, dtype, 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("targets", [(24, 32), (18, 20), (96, 96), (7, 9)])
+def test_index_of_ties(backend, targets, dtype):
+    """The lowest, within a word, in different words, lanes and warps; with and without a mask."""
+    corr = (torch.randn(1, 3, 4, *targets) * 1.5).round().div(2).to(dtype)
+    mask = (torch.rand(1, *targets) < 0.4).float()
+    for beta in (0.0, 4.0, -4.0):
+        for m in (None, mask):
+            scale = torch.tensor(beta, dtype=reference.accumulate_dtype(dtype))
+            logits = beta * corr.double().flatten(3)
+            if m is not None:
+                logits.masked_fill_(m.flatten() == 0, -float("inf"))
+            expected = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)  # the first
+            index, score = backend.soft_argmax_indexed(corr, m, scale)[3:]
+            assert torch.equal(index, expected)
+            assert torch.equal(score.double(), corr.double().flatten(3).gather(-1, expected.unsqueeze(-1)).squeeze(-1))
+
+
+@pytest.mark.parametrize("beta", [3e38, -3e38, 1e30, 1e9, 1e8])
+@pytest.mark.parametrize("targets", [(1, 3), (4, 8), (3, 8)])
+def test_huge_beta(backend, beta, targets):
+    """Never NaN while float32 can hold beta * s."""
+    corr = torch.full((1, 1, 2, *targets), -1.1)
+    corr[..., 0, 0] = 1.1
+    best = 0 if beta > 0 else 1
+    for mask in (None, torch.ones(1, *targets), torch.full((1, *targets), 0.5)):
+        for sigma in (0.0, 2.0):
+            leaves = leaf(corr), torch.tensor(beta, requires_grad=True)
+            result = backend.soft_argmax_indexed(leaves[0], mask, leaves[1], sigma)
+            torch.autograd.backward(result[:2], [torch.ones_like(t) for t in result[:2]])
+            assert all(bool(torch.isfinite(t).all()) for t in (*result, leaves[1].grad))
+            assert not bool(torch.isnan(leaves[0].grad).any())  # beta times a gradient may be infinite
+            assert bool((result[3] == best).all())
+            if beta > 0:  # one target has it all
+                assert_close(result[2], torch.ones_like(result[2]), 1e-5)
+                if backend.name != "cpu":  # whose backward may round a logit in another way than its forward
+                    assert_close(leaves[1].grad, torch.tensor(2.2), 1e-5)
+
+
 @pytest.mark.parametrize("beta", [0.0, -7.5, 100.0, [3.0, -4.0]], ids=str)
 def test_beta(backend, beta):
     compare(backend, (2, 6, 5, 4, 7), "holes", torch.float64, beta)
@@ -97,6 +154,18 @@ def test_not_contiguous(backend):
     strided = corr.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
     for a, e in zip(backend.soft_argmax(strided, None, torch.tensor(2.0)), expected, strict=True):
         assert_close(a, e, 1e-6)
+
+
+@pytest.mark.parametrize("targets", [(4, 8), (5, 7)])
+def test_excluded_targets_get_no_part_of_an_infinite_gradient(backend, targets):
+    corr = torch.randn(1, 1, 3, *targets).requires_grad_()
+    mask = torch.ones(1, *targets)
+    mask[:, 1, 2:5] = 0
+    flow, _, _ = backend.soft_argmax(corr, mask, torch.tensor(2.0))
+    flow.backward(torch.tensor([float("inf"), 1.0, 1.0]).expand_as(flow))
+    excluded = corr.grad[..., 1, 2:5]
+    assert torch.equal(excluded, torch.zeros_like(excluded))
+    assert not bool(torch.isfinite(corr.grad[0, 0, 0, 0]).any()) and bool(torch.isfinite(corr.grad[0, 0, 1:]).all())
 
 
 def test_one_hot_gives_the_position(backend):

@@ -54,13 +54,14 @@ def hostsim_operators(spoil: str | None = None):
         results = module.match_both(*arrays, beta, normalize, simple, **named("match_both", *kernels))
         return spoiled("match_both", simple, results)
 
-    def match_both_backward(*arguments):
+    def match_both_backward(*arguments, portable):
         incoming, (fa, fb, mask_a, mask_b, beta), saved = arguments[:4], arguments[4:9], arguments[9:13]
         normalize, simple, *need = arguments[13:]
         beta = backends.beta_per_image(beta, fa.shape[0])
         results = module.match_both_backward(
-            *convert((fa, fb, mask_a, mask_b)), beta, convert(saved), convert(incoming), normalize, simple, need
-        )
+            *convert((fa, fb, mask_a, mask_b)), beta, convert(saved), convert(incoming), normalize, simple, need,
+            portable=portable,
+        )  # fmt: skip
         return spoiled("match_both_backward", simple, results)
 
     def transfer(fa, fb, values, mask_a, mask_b, beta, normalize, simple, *kernels):
@@ -69,10 +70,10 @@ def hostsim_operators(spoil: str | None = None):
         results = module.transfer(*arrays, beta, normalize, simple, **named("transfer", *kernels))
         return spoiled("transfer", simple, results)
 
-    def transfer_backward(grad, fa, fb, values, mask_a, mask_b, beta, out, lse, normalize, simple, *need):
+    def transfer_backward(grad, fa, fb, values, mask_a, mask_b, beta, out, lse, normalize, simple, *need, portable):
         beta = backends.beta_per_image(beta, fa.shape[0])
         arrays = convert((grad, fa, fb, values, mask_a, mask_b)), convert((out, lse))
-        results = module.transfer_backward(*arrays[0], beta, *arrays[1], normalize, simple, need)
+        results = module.transfer_backward(*arrays[0], beta, *arrays[1], normalize, simple, need, portable=portable)
         return spoiled("transfer_backward", simple, results)
 
     def soft_argmax(corr, mask_b, beta, simple, *options):
@@ -90,8 +91,9 @@ def hostsim_operators(spoil: str | None = None):
         volume = module.correlation(*convert((fa, fb)), normalize, relu, simple, **options)
         return spoiled("correlation", simple, [volume])[0]
 
-    def correlation_backward(grad, fa, fb, corr, normalize, relu, simple, *need):
-        results = module.correlation_backward(*convert((grad, fa, fb, corr)), normalize, relu, simple, need)
+    def correlation_backward(grad, fa, fb, corr, normalize, relu, simple, *need, portable):
+        arrays = convert((grad, fa, fb, corr))
+        results = module.correlation_backward(*arrays, normalize, relu, simple, need, portable=portable)
         return spoiled("correlation_backward", simple, results)
 
     def local_correlation(fa, fb, flow, radius, normalize, simple):

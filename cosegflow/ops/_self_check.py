@@ -98,8 +98,9 @@ def _match_both(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Te
         precise = ops.match_both(fa, fb, mask_a, mask_b, beta, True, simple, 0, kernels.portable)
     saved = [precise[i] for i in (0, 1, 3, 4)]
     grads = ops.match_both_backward(
-        *incoming, fa, fb, mask_a, mask_b, beta, *saved, True, simple, True, True, True, True, True
-    )
+        *incoming, fa, fb, mask_a, mask_b, beta, *saved, True, simple, True, True, True, True, True,
+        portable=kernels.portable,
+    )  # fmt: skip
     return [*(_finite(o) for o in outputs), *grads]
 
 
@@ -117,7 +118,7 @@ def _transfer(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Tens
         saved = ops.transfer(fa, fb, values, mask_a, mask_b, beta, True, simple, 0, kernels.portable)
     grads = ops.transfer_backward(
         _wave((b, 11, ha, wa), 0.9, like).to(acc), fa, fb, values, mask_a, mask_b, beta, *saved, True, simple, True,
-        True, True, True, True,
+        True, True, True, True, portable=kernels.portable,
     )  # fmt: skip
     return [out, _finite(lse), *grads]
 
@@ -150,7 +151,14 @@ def _correlation(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[T
     corr = ops.correlation(fa, fb, True, True, simple, kernels.precision, kernels.portable)
     grad = _wave(tuple(corr.shape), 0.9, like).to(like.dtype)
     gate = torch.ones_like(corr)  # a score of about 0 may pass or not: the two kernels get the same gate
-    return [corr, *ops.correlation_backward(grad, fa, fb, gate, True, True, simple, True, True)]
+    # With and without a gate: Hopper's products read what the gate leaves, or the gradient as it is given.
+    gated = ops.correlation_backward(
+        grad, fa, fb, gate, True, True, simple, True, True, portable=kernels.portable,
+    )  # fmt: skip
+    plain = ops.correlation_backward(
+        grad, fa, fb, None, True, False, simple, True, True, portable=kernels.portable,
+    )  # fmt: skip
+    return [corr, *gated, *plain]
 
 
 def _local_correlation(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Tensor]:
@@ -182,8 +190,8 @@ MORE_SIZES: dict[tuple[str, str], tuple[Size, ...]] = {
     (op, HOPPER): ((2, 330, 24, 37, 20, 33), (2, 136, 60, 70, 50, 60), (40, 24, 30, 31, 10, 12))
     for op in WITH_PRECISION
 }
-# Without packing: images that are multiples of 8 pixels.
-MORE_SIZES["correlation", HOPPER] += ((2, 330, 24, 36, 20, 34),)
+# Without packing, images that are multiples of 8 pixels; in wide tiles and narrow ones (correlation_hopper_cuda.cu).
+MORE_SIZES["correlation", HOPPER] += ((2, 330, 24, 36, 20, 34), (2, 330, 24, 40, 48, 48), (2, 330, 24, 37, 47, 49))
 
 HALVES = ((torch.float16, 0), (torch.bfloat16, 0))
 # What each path takes: dtype and precision (ops/_precision.py).

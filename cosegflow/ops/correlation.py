@@ -68,26 +68,26 @@ def _fake_backward(
     simple: bool,
     need_fa: bool,
     need_fb: bool,
+    portable: bool = False,
 ) -> tuple[Tensor, Tensor]:
     return fa.new_empty(fa.shape if need_fa else (0,)), fb.new_empty(fb.shape if need_fb else (0,))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    fa, fb, ctx.normalize, ctx.relu, ctx.simple, *_ = inputs
+    fa, fb, ctx.normalize, ctx.relu, ctx.simple, _, ctx.portable = inputs
     ctx.save_for_backward(fa, fb, output if ctx.relu else None)
 
 
 def _backward(ctx: Any, grad_corr: Tensor) -> tuple[Tensor | None, ...]:
     fa, fb, corr = ctx.saved_tensors
     need_fa, need_fb = ctx.needs_input_grad[:2]
-    grad_fa, grad_fb = _transforms.run(
-        "correlation_backward", grad_corr, fa, fb, corr, ctx.normalize, ctx.relu, ctx.simple, need_fa, need_fb
-    )
+    options = (ctx.normalize, ctx.relu, ctx.simple, need_fa, need_fb, ctx.portable)
+    grad_fa, grad_fb = _transforms.run("correlation_backward", grad_corr, fa, fb, corr, *options)
     return grad_fa if need_fa else None, grad_fb if need_fb else None, *(None,) * 5
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad_corr, fa, fb, _, ctx.normalize, ctx.relu, _, *ctx.need = inputs
+    grad_corr, fa, fb, _, ctx.normalize, ctx.relu, _, *ctx.need, _ = inputs
     ctx.save_for_backward(grad_corr, fa, fb)
 
 
@@ -97,7 +97,7 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
     for_inputs, for_grads = second_derivative(
         lambda fa, fb: (reference.correlation(fa, fb, ctx.normalize, ctx.relu),), (fa, fb), (grad_corr,), wanted
     )
-    return (*for_grads, *for_inputs, *(None,) * 6)
+    return (*for_grads, *for_inputs, *(None,) * 7)
 
 
 if _library.is_available():

@@ -118,6 +118,7 @@ def _fake_backward(
     need_mask_a: bool,
     need_mask_b: bool,
     need_beta: bool,
+    portable: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     def mask_gradient(mask: Tensor | None, need: bool) -> Tensor:
         return mask.new_empty(mask.shape) if need and mask is not None else flow_ab.new_empty(0)
@@ -132,7 +133,7 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple, *_ = inputs
+    fa, fb, mask_a, mask_b, beta, ctx.normalize, ctx.simple, _, ctx.portable = inputs
     flow_ab, lse_ab, confidence_ab, flow_ba, lse_ba, confidence_ba = output
     ctx.save_for_backward(fa, fb, mask_a, mask_b, beta, flow_ab, lse_ab, flow_ba, lse_ba)
     ctx.mark_non_differentiable(confidence_ab, confidence_ba)
@@ -167,6 +168,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         need_mask_a,
         need_mask_b,
         need_beta,
+        ctx.portable,
     )
     return (
         result[0] if need_fa else None,
@@ -179,7 +181,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.normalize, ctx.need = inputs[13], inputs[15:]
+    ctx.normalize, ctx.need = inputs[13], inputs[15:20]
     ctx.save_for_backward(*inputs[:9])
     ctx.set_materialize_grads(False)
 
@@ -205,7 +207,7 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
     for_masks = iter(rest)
     masks = tuple(next(for_masks) if w else None for w in weighs)
     for_beta = None if for_beta is None else sum_to_beta(for_beta, beta)
-    return (*for_grads, for_fa, for_fb, *masks, for_beta, *(None,) * 11)
+    return (*for_grads, for_fa, for_fb, *masks, for_beta, *(None,) * 12)
 
 
 if _library.is_available():

@@ -128,6 +128,7 @@ def _fake_backward(
     need_values: bool,
     need_mask_b: bool,
     need_beta: bool,
+    portable: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
         fa.new_empty(fa.shape if need_fa else (0,)),
@@ -139,7 +140,7 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.normalize, ctx.simple, _, _ = inputs
+    *tensors, ctx.normalize, ctx.simple, _, ctx.portable = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -169,6 +170,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tens
         need_values,
         need_mask_b,
         need_beta,
+        ctx.portable,
     )
     return (
         grads[0] if need_fa else None,
@@ -182,7 +184,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tens
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_out, fa, fb, values, mask_a, mask_b, beta, _, _, ctx.normalize, _, *ctx.need = inputs
+    grad_out, fa, fb, values, mask_a, mask_b, beta, _, _, ctx.normalize, _, *ctx.need, _ = inputs
     ctx.save_for_backward(grad_out, fa, fb, values, mask_a, mask_b, beta)
     ctx.set_materialize_grads(False)
 
@@ -203,7 +205,7 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
     for_inputs, for_grads = second_derivative(forward, inputs, (grad_out,), grad_grads)
     for_beta = None if for_inputs[3] is None else sum_to_beta(for_inputs[3], beta)
     for_mask = for_inputs[4] if weighs else None
-    return (*for_grads, *for_inputs[:3], None, for_mask, for_beta, *(None,) * 9)
+    return (*for_grads, *for_inputs[:3], None, for_mask, for_beta, *(None,) * 10)
 
 
 if _library.is_available():

@@ -31,6 +31,9 @@ __device__ __forceinline__ float range_unscale(float bound) {
   return __uint_as_float((254u << 23) - __float_as_uint(range_scale(bound)));
 }
 
+// A factor of what may be 0: large, but never infinite.
+__device__ __forceinline__ float finite_factor(float factor) { return fminf(fmaxf(factor, -3.4e38f), 3.4e38f); }
+
 // What the bound of image b learns from a warp. All lanes; those without a row have bound -1. One atomic a warp, but
 // where a warp has rows of two images.
 __device__ __forceinline__ void raise_bound(int* bounds, int64_t b, float bound) {

@@ -40,8 +40,10 @@ py::array forward(const py::array& fa, const py::array& fb, bool normalize, bool
 }
 
 py::tuple backward(const py::array& grad_corr, const py::array& fa, const py::array& fb, const py::object& corr,
-                   bool normalize, bool relu, bool simple, const std::vector<bool>& need) {
+                   bool normalize, bool relu, bool simple, const std::vector<bool>& need, bool portable,
+                   size_t chunk_bytes) {
   CorrelationParams p = params(fa, fb, normalize, relu, simple);
+  p.portable = portable, p.chunk_bytes = chunk_bytes;
   if (relu && corr.is_none()) throw std::invalid_argument("corr: relu needs the saved volume");
   p.grad_corr = pointer(grad_corr, "grad_corr");
   p.corr = pointer(corr, "corr");
@@ -65,7 +67,8 @@ void bind_correlation(py::module_& m) {
   m.def("correlation", &forward, py::arg("fa"), py::arg("fb"), py::arg("normalize") = false, py::arg("relu") = false,
         py::arg("simple") = false, py::arg("precision") = 0, py::arg("portable") = false);
   m.def("correlation_backward", &backward, py::arg("grad_corr"), py::arg("fa"), py::arg("fb"), py::arg("corr"),
-        py::arg("normalize"), py::arg("relu"), py::arg("simple"), py::arg("need"));
+        py::arg("normalize"), py::arg("relu"), py::arg("simple"), py::arg("need"), py::arg("portable") = false,
+        py::arg("chunk_bytes") = 0);
 }
 
 }  // namespace hostsim

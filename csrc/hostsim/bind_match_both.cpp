@@ -65,8 +65,9 @@ py::tuple forward(const py::array& fa, const py::array& fb, const py::object& ma
 // fb, mask_a, mask_b, beta.
 py::tuple backward(const py::array& fa, const py::array& fb, const py::object& mask_a, const py::object& mask_b,
                    const py::array& beta, const std::vector<py::array>& saved, const std::vector<py::object>& grads,
-                   bool normalize, bool simple, const std::vector<bool>& need, size_t chunk_bytes) {
+                   bool normalize, bool simple, const std::vector<bool>& need, size_t chunk_bytes, bool portable) {
   MatchBothParams p = common(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes);
+  p.portable = portable;
   const auto inputs = [&](MatchDirection& d, size_t first) {
     d.flow = view<4>(saved.at(first), "flow"), d.lse = view<3>(saved.at(first + 1), "lse");
     d.grad_flow = view<4>(grads.at(first), "grad_flow"), d.grad_lse = view<3>(grads.at(first + 1), "grad_lse");
@@ -107,7 +108,7 @@ void bind_match_both(py::module_& m) {
         py::arg("portable") = false);
   m.def("match_both_backward", &backward, py::arg("fa"), py::arg("fb"), py::arg("mask_a"), py::arg("mask_b"),
         py::arg("beta"), py::arg("saved"), py::arg("grads"), py::arg("normalize"), py::arg("simple"), py::arg("need"),
-        py::arg("chunk_bytes") = 0);
+        py::arg("chunk_bytes") = 0, py::arg("portable") = false);
 }
 
 }  // namespace hostsim

@@ -60,8 +60,9 @@ py::tuple forward(const py::array& fa, const py::array& fb, const py::array& val
 py::tuple backward(const py::array& grad_out, const py::array& fa, const py::array& fb, const py::array& values,
                    const py::object& mask_a, const py::object& mask_b, const py::array& beta, const py::array& out,
                    const py::array& lse, bool normalize, bool simple, const std::vector<bool>& need,
-                   size_t chunk_bytes) {
+                   size_t chunk_bytes, bool portable) {
   TransferParams p = common(fa, fb, values, mask_a, mask_b, beta, normalize, simple, chunk_bytes);
+  p.portable = portable;
   p.out = view<4>(out, "out"), p.lse = view<3>(lse, "lse"), p.grad_out = view<4>(grad_out, "grad_out");
   py::object grad_fa = py::none(), grad_fb = py::none(), grad_values = py::none(), grad_mask_b = py::none(),
              grad_beta = py::none();
@@ -98,7 +99,7 @@ void bind_transfer(py::module_& m) {
         py::arg("precision") = 0, py::arg("portable") = false);
   m.def("transfer_backward", &backward, py::arg("grad_out"), py::arg("fa"), py::arg("fb"), py::arg("values"),
         py::arg("mask_a"), py::arg("mask_b"), py::arg("beta"), py::arg("out"), py::arg("lse"), py::arg("normalize"),
-        py::arg("simple"), py::arg("need"), py::arg("chunk_bytes") = 0);
+        py::arg("simple"), py::arg("need"), py::arg("chunk_bytes") = 0, py::arg("portable") = false);
 }
 
 }  // namespace hostsim

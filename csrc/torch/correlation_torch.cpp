@@ -59,8 +59,10 @@ Tensor correlation(Tensor fa, Tensor fb, bool normalize, bool relu, bool simple,
 }
 
 std::tuple<Tensor, Tensor> correlation_backward(Tensor grad_corr, Tensor fa, Tensor fb, OptionalTensor corr,
-                                                bool normalize, bool relu, bool simple, bool need_fa, bool need_fb) {
+                                                bool normalize, bool relu, bool simple, bool need_fa, bool need_fb,
+                                                bool portable) {
   CorrelationParams p = params_of(fa, fb, normalize, relu, simple);
+  p.portable = portable;
   require(!relu || corr.has_value(), "the backward of relu=True needs corr");
   for (const OptionalTensor& volume : {OptionalTensor(grad_corr), corr}) {
     if (!volume.has_value()) continue;
@@ -90,7 +92,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
       "bool portable=False) -> Tensor");
   m.def(
       "correlation_backward(Tensor grad_corr, Tensor fa, Tensor fb, Tensor? corr, bool normalize, bool relu, "
-      "bool simple, bool need_fa, bool need_fb) -> (Tensor grad_fa, Tensor grad_fb)");
+      "bool simple, bool need_fa, bool need_fb, bool portable=False) -> (Tensor grad_fa, Tensor grad_fb)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cosegflow, CPU, m) {

@@ -75,8 +75,9 @@ Gradients match_both_backward(OptionalTensor grad_flow_ab, OptionalTensor grad_l
                               OptionalTensor grad_lse_ba, Tensor fa, Tensor fb, OptionalTensor mask_a,
                               OptionalTensor mask_b, Tensor beta, Tensor flow_ab, Tensor lse_ab, Tensor flow_ba,
                               Tensor lse_ba, bool normalize, bool simple, bool need_fa, bool need_fb, bool need_mask_a,
-                              bool need_mask_b, bool need_beta) {
+                              bool need_mask_b, bool need_beta, bool portable) {
   MatchBothParams p = params_of(fa, fb, mask_a, mask_b, beta, normalize, simple);
+  p.portable = portable;
   const DType accumulate = accumulate_type(p.fa.dtype);
   const auto read = [&](MatchDirection& direction, Tensor& flow, Tensor& lse, const OptionalTensor& grad_flow,
                         const OptionalTensor& grad_lse, int64_t height, int64_t width) {
@@ -117,8 +118,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
       "match_both_backward(Tensor? grad_flow_ab, Tensor? grad_lse_ab, Tensor? grad_flow_ba, Tensor? grad_lse_ba, "
       "Tensor fa, Tensor fb, Tensor? mask_a, Tensor? mask_b, Tensor beta, Tensor flow_ab, Tensor lse_ab, "
       "Tensor flow_ba, Tensor lse_ba, bool normalize, bool simple, bool need_fa, bool need_fb, bool need_mask_a, "
-      "bool need_mask_b, bool need_beta) -> (Tensor grad_fa, Tensor grad_fb, Tensor grad_mask_a, Tensor grad_mask_b, "
-      "Tensor grad_beta)");
+      "bool need_mask_b, bool need_beta, bool portable=False) -> (Tensor grad_fa, Tensor grad_fb, Tensor grad_mask_a, "
+      "Tensor grad_mask_b, Tensor grad_beta)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cosegflow, CPU, m) {

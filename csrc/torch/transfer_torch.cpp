@@ -74,8 +74,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> transfer_backward(Tensor grad
                                                                      OptionalTensor mask_b, Tensor beta, Tensor out,
                                                                      Tensor lse, bool normalize, bool simple,
                                                                      bool need_fa, bool need_fb, bool need_values,
-                                                                     bool need_mask_b, bool need_beta) {
+                                                                     bool need_mask_b, bool need_beta, bool portable) {
   TransferParams p = params_of(fa, fb, values, mask_a, mask_b, beta, normalize, simple);
+  p.portable = portable;
   const DType accumulate = accumulate_type(p.fa.dtype);
   const std::vector<int64_t> out_sizes = {p.batch, p.value_channels, p.height_a, p.width_a};
   out = torch::stable::contiguous(out), lse = torch::stable::contiguous(lse);
@@ -111,8 +112,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
   m.def(
       "transfer_backward(Tensor grad_out, Tensor fa, Tensor fb, Tensor values, Tensor? mask_a, Tensor? mask_b, "
       "Tensor beta, Tensor out, Tensor lse, bool normalize, bool simple, bool need_fa, bool need_fb, "
-      "bool need_values, bool need_mask_b, bool need_beta) -> (Tensor grad_fa, Tensor grad_fb, Tensor grad_values, "
-      "Tensor grad_mask_b, Tensor grad_beta)");
+      "bool need_values, bool need_mask_b, bool need_beta, bool portable=False) -> (Tensor grad_fa, Tensor grad_fb, "
+      "Tensor grad_values, Tensor grad_mask_b, Tensor grad_beta)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cosegflow, CPU, m) {

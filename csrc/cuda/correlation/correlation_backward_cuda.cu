@@ -1,4 +1,5 @@
-// correlation backward on CUDA: per side, a product of the (gated) gradient of the volume with the other side's
+// correlation backward on CUDA: which kernels a call takes, and the workspace and launches of those that are portable:
+// per side, a product of the (gated) gradient of the volume with the other side's
 // normalized features (gradient_product_mma.cuh, product_cuda.cuh) and the backward of the normalization
 // (normalize_backward.cuh). Tensor cores multiply features that have been rounded to their type after normalization, as
 // in a product of half matrices; the factor 1 / norm can be put nowhere else, since the gradient of the volume is
@@ -7,10 +8,12 @@
 
 #include "common/arena.h"
 #include "common/dispatch.h"
+#include "common/log.h"
 #include "correlation/correlation_dispatch.cuh"
 #include "correlation/correlation_simple_kernels.cuh"
 #include "cosegflow/correlation.h"
 #include "gradient_product_mma.cuh"
+#include "hopper/eligibility.cuh"
 #include "normalize_backward.cuh"
 #include "normalize_rows.cuh"
 #include "pack.cuh"
@@ -20,6 +23,25 @@ namespace cosegflow {
 namespace {
 
 using namespace correlation_cuda;
+
+// The kernels that a backward takes.
+enum class Path { kHopper, kTiled, kSimple };
+Path path_of(const CorrelationParams& p) {
+  if (hopper::why_not_backward(p, compute_capability()) == nullptr) return Path::kHopper;
+  return why_not_fast(p) == nullptr ? Path::kTiled : Path::kSimple;
+}
+
+void log_backward(const CorrelationParams& p, Path path) {
+  if (!log_wanted()) return;
+  constexpr const char* kName = "correlation backward";
+  switch (path) {
+    case Path::kHopper: return log_path(kName, "Hopper kernels (wgmma, TMA)", nullptr);
+    case Path::kTiled:
+      return log_path(kName, half_type(p.fa.dtype) ? "portable kernels (mma.sync)" : "portable kernels (FMA)",
+                      hopper::why_not_backward(p, compute_capability()));
+    case Path::kSimple: return log_path(kName, "simple kernels", why_not_fast(p));
+  }
+}
 
 // The gradient of the volume before relu: 0 where the saved volume was clipped.
 template <class T>
@@ -125,11 +147,11 @@ Status backward_simple(const CorrelationParams& p, const Workspace<T>& w, bool s
 }
 
 template <class T>
-Status backward(const CorrelationParams& p, void* workspace, Stream stream) {
+Status backward(const CorrelationParams& p, bool simple, void* workspace, Stream stream) {
   const Workspace<T> w(p, workspace);
   T* const grad_a = static_cast<T*>(p.grad_fa.data);
   T* const grad_b = static_cast<T*>(p.grad_fb.data);
-  if (!takes_fast(p, "correlation backward")) {
+  if (simple) {
     if (grad_a != nullptr) {
       if (Status s = backward_simple<T>(p, w, true, grad_a, stream); !s.ok()) return s;
     }
@@ -152,6 +174,7 @@ Status backward(const CorrelationParams& p, void* workspace, Stream stream) {
 
 size_t correlation_backward_workspace_bytes_cuda(const CorrelationParams& p) {
   if (!check_sizes(p).ok() || p.batch == 0) return 0;
+  if (path_of(p) == Path::kHopper) return hopper_backward_bytes(p);
   switch (p.fa.dtype) {
     case DType::kFloat64: return Workspace<double>(p, nullptr).bytes;
     case DType::kFloat32: return Workspace<float>(p, nullptr).bytes;
@@ -163,9 +186,12 @@ Status correlation_backward_cuda(const CorrelationParams& p, void* workspace, St
   if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, correlation_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
   if (p.grad_fa.data == nullptr && p.grad_fb.data == nullptr) return {};
+  const Path path = path_of(p);
+  log_backward(p, path);
+  if (path == Path::kHopper) return hopper_backward(p, workspace, stream);
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    return backward<T>(p, workspace, stream);
+    return backward<T>(p, path == Path::kSimple, workspace, stream);
   });
 }
 

@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "common/correlation_checks.h"
-#include "common/log.h"
 #include "entry_checks.cuh"
 
 namespace cosegflow::correlation_cuda {
@@ -28,11 +27,9 @@ inline const char* why_not_fast(const CorrelationParams& p) {
 size_t hopper_forward_bytes(const CorrelationParams&);
 Status hopper_forward(const CorrelationParams&, void* workspace, Stream);
 
-// Of a backward: asks once a call, and says with COSEGFLOW_LOG=1 what came out.
-inline bool takes_fast(const CorrelationParams& p, const char* operation) {
-  const char* const why_not = why_not_fast(p);
-  log_path(operation, why_not == nullptr ? "tiled kernels" : "simple kernels", why_not);
-  return why_not == nullptr;
-}
+// The backward on Hopper (correlation_backward_hopper_cuda.cu), of params that hopper::why_not_backward has no
+// objection to.
+size_t hopper_backward_bytes(const CorrelationParams&);
+Status hopper_backward(const CorrelationParams&, void* workspace, Stream);
 
 }  // namespace cosegflow::correlation_cuda

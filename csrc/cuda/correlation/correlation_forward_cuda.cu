@@ -4,6 +4,7 @@
 
 #include "common/arena.h"
 #include "common/dispatch.h"
+#include "common/log.h"
 #include "correlation/correlation_dispatch.cuh"
 #include "correlation/correlation_forward_kernels.cuh"
 #include "correlation/correlation_simple_kernels.cuh"

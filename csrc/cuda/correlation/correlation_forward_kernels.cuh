@@ -73,9 +73,13 @@ __global__ void __launch_bounds__(256, 2) correlation_mma_kernel(MmaArgs<T, Out>
     float scale_a[Tile::kRows];
 #pragma unroll
     for (int r = 0; r < Tile::kRows; ++r) scale_a[r] = of_a[Tile::row(r)].inv_norm;
-    store_tile<Tile, Out>(acc, scale_a, [&](int c) { return of_b[Tile::column(c)].inv_norm; },
-                          {args.corr + (b * rows + i0) * cols + j0, cols, work.rows, min(cols - j0, Mma::kCols),
-                           args.relu, args.vectors});
+    const auto scale_b = [&](int c) {
+      const Scale* const two = of_b + Tile::column(c);
+      return make_float2(two[0].inv_norm, two[1].inv_norm);
+    };
+    const VolumeTile<Out> to = {
+        args.corr + (b * rows + i0) * cols + j0, cols, work.rows, min(cols - j0, Mma::kCols), args.relu, args.vectors};
+    store_tile<Tile, Out>(acc, scale_a, scale_b, to);
   };
   Mma::run(shared, work, [](int) {}, epilogue);
 }

@@ -15,7 +15,7 @@
 #include "common/arena.h"
 #include "correlation/correlation_dispatch.cuh"
 #include "correlation/correlation_hopper_kernel.cuh"
-#include "hopper/operands.cuh"
+#include "entry_checks.cuh"
 #include "pack_tiles.cuh"
 #include "primitives/warp_reduce.cuh"
 
@@ -110,12 +110,24 @@ bool reads_planes(const CorrelationParams& p) {
          dense_planes(p.fb, p.batch, p.channels, p.height_b, p.width_b);
 }
 
-TileOrder order_of(int64_t images, int64_t rows, int64_t cols, int slabs, int blocks) {
+// Wide tiles where rows are streamed: a slab of them takes 1.5 times as long on the tensor cores as one of the narrow
+// ones, but 1.28 times as long in shared memory, which limits those (144 of 128 bytes a clock), and moves 1.17 times as
+// many bytes from the second-level cache. Not where they waste so many columns, or fill the last turn so badly, that
+// the busiest block takes longer.
+bool takes_wide(int64_t row_tiles, int64_t cols, int slabs) {
+  if (slabs <= kResidentSlabs) return false;
+  constexpr int64_t kNarrowClocks = 1024 * 144 / 128, kWideClocks = 1536;  // of a slab
+  const int64_t turns_narrow = ceil_div(row_tiles * ceil_div(cols, kNarrow), multiprocessors());
+  const int64_t turns_wide = ceil_div(row_tiles * ceil_div(cols, kWide), multiprocessors());
+  return turns_wide * kWideClocks < turns_narrow * kNarrowClocks;
+}
+
+TileOrder order_of(int64_t images, int64_t rows, int64_t cols, int width, int slabs) {
   TileOrder order;
-  order.row_tiles = static_cast<int>(ceil_div(rows, kRows)), order.col_tiles = static_cast<int>(ceil_div(cols, kCols));
+  order.row_tiles = static_cast<int>(ceil_div(rows, kRows)), order.col_tiles = static_cast<int>(ceil_div(cols, width));
   order.tiles = static_cast<int>(images) * order.row_tiles * order.col_tiles;
   const bool resident = slabs <= kResidentSlabs;
-  order.run = resident ? static_cast<int>(ceil_div(order.tiles, blocks)) : 1;
+  order.run = resident ? static_cast<int>(ceil_div(order.tiles, multiprocessors())) : 1;
   order.band = resident ? 1 : 8;
   return order;
 }
@@ -126,7 +138,7 @@ struct HopperSpace {
   TileSide<T> a, b;  // where planes are not read as they are
   Scale *scale_a = nullptr, *scale_b = nullptr;
   HopperArgs<Out> args;
-  int blocks;
+  int width;  // of a tile
   size_t bytes;
 
   HopperSpace(const CorrelationParams& p, void* base) : planes(reads_planes(p)) {
@@ -141,10 +153,9 @@ struct HopperSpace {
     } else if (p.normalize) {
       scale_a = arena.take<Scale>(p.batch * args.pitch_a), scale_b = arena.take<Scale>(p.batch * args.pitch_b);
     }
-    const int64_t tiles = p.batch * ceil_div(na, kRows) * ceil_div(nb, kCols);
-    blocks = static_cast<int>(std::min<int64_t>(tiles, multiprocessors()));
     args.slabs = static_cast<int>(ceil_div(depth, kDepth));
-    args.order = order_of(p.batch, na, nb, args.slabs, blocks);
+    width = takes_wide(p.batch * ceil_div(na, kRows), nb, args.slabs) ? kWide : kNarrow;
+    args.order = order_of(p.batch, na, nb, width, args.slabs);
     args.rows = na, args.cols = nb;
     args.scale_a = p.normalize ? scale_a : nullptr, args.scale_b = p.normalize ? scale_b : nullptr;
     args.corr = static_cast<Out*>(p.corr);
@@ -154,34 +165,49 @@ struct HopperSpace {
   }
 };
 
-template <class T, class Out, Major kMajor>
-Status launch_product(const HopperSpace<T, Out>& space, const hopper::Maps& maps, Stream stream) {
-  return launch_hopper(&correlation_hopper_kernel<T, Out, kMajor>, dim3(static_cast<unsigned>(space.blocks)),
-                       dim3(hopper::kThreads), sizeof(SharedRing), stream, maps.a, maps.b, space.args);
+// Of operands (images, lines, depth); lines of planes are channels, else pixels.
+struct Operands {
+  const void *a, *b;
+  int64_t lines_a, lines_b, depth_a, depth_b;
+};
+
+template <class T, class Out, Major kMajor, int kCols>
+Status launch_tiles(const HopperSpace<T, Out>& space, const Operands& o, int64_t images, Stream stream) {
+  constexpr bool kPlanes = kMajor == Major::kMn;
+  TensorMap map_a, map_b;
+  Status s = make_tensor_map(map_a, o.a, o.depth_a, o.lines_a, images, kPlanes ? kPlaneBox : kRows);
+  if (s.ok()) s = make_tensor_map(map_b, o.b, o.depth_b, o.lines_b, images, kPlanes ? kPlaneBox : kCols);
+  if (!s.ok()) return s;
+  const int blocks = std::min(space.args.order.tiles, multiprocessors());
+  return launch_hopper(&correlation_hopper_kernel<T, Out, kMajor, kCols>, dim3(static_cast<unsigned>(blocks)),
+                       dim3(hopper::kThreads), sizeof(SharedRing<kCols>), stream, map_a, map_b, space.args);
+}
+template <Major kMajor, class T, class Out>
+Status launch_product(const HopperSpace<T, Out>& space, const Operands& operands, int64_t images, Stream stream) {
+  return space.width == kWide ? launch_tiles<T, Out, kMajor, kWide>(space, operands, images, stream)
+                              : launch_tiles<T, Out, kMajor, kNarrow>(space, operands, images, stream);
 }
 
 template <class T, class Out>
 Status forward(const CorrelationParams& p, void* workspace, Stream stream) {
   const HopperSpace<T, Out> space(p, workspace);
   const HopperArgs<Out>& args = space.args;
-  hopper::Maps maps;
   if (space.planes) {
     if constexpr (sizeof(Out) == 2) {
       if (p.normalize) {
         const Status s = launch_norms<T>(p, space.scale_a, args.pitch_a, space.scale_b, args.pitch_b, stream);
         if (!s.ok()) return s;
       }
-      if (Status s = make_tensor_map(maps.a, p.fa.data, args.rows, p.channels, p.batch, kPlaneBox); !s.ok()) return s;
-      if (Status s = make_tensor_map(maps.b, p.fb.data, args.cols, p.channels, p.batch, kPlaneBox); !s.ok()) return s;
-      return launch_product<T, Out, Major::kMn>(space, maps, stream);
+      const Operands planes{p.fa.data, p.fb.data, p.channels, p.channels, args.rows, args.cols};
+      return launch_product<Major::kMn>(space, planes, p.batch, stream);
     }
   }
   const Status packed = pack_tiles<T>({p.fa, View3{}, p.width_a, p.height_a, p.normalize, SplitRole::kFirst},
                                       {p.fb, View3{}, p.width_b, p.height_b, p.normalize, SplitRole::kSecond}, space.a,
                                       space.b, PackExtras{}, stream);
   if (!packed.ok()) return packed;
-  if (Status s = hopper::make_maps(maps, space.a, space.b); !s.ok()) return s;
-  return launch_product<T, Out, Major::kK>(space, maps, stream);
+  const Operands rows{space.a.features, space.b.features, args.rows, args.cols, space.a.depth, space.b.depth};
+  return launch_product<Major::kK>(space, rows, p.batch, stream);
 }
 
 // Calls body with tags of the types that are multiplied and stored.

@@ -1,22 +1,22 @@
 // correlation forward on Hopper: tensor-core products of a warp-specialised pipeline, each tile of the volume stored
 // from the registers that it was accumulated in.
 //
-// Block: one after the other, tiles of 256 rows (pixels of a) x 128 columns (pixels of b); a producer warp and two
-//   consumer warpgroups of 128 rows each.
+// Block: one after the other, tiles of 256 rows (pixels of a) x 128 or 192 columns (pixels of b); a producer warp and
+//   two consumer warpgroups of 128 rows each.
 // Operands: Major::kK, rows of features, channels fastest, as pack_tiles.cuh leaves them; Major::kMn, the planes of a
-//   contiguous feature map as they are, pixels fastest: 64 x 64 boxes that wgmma reads turned. No copy is made of
-//   those.
-// Registers: a consumer thread holds 4 rows x 32 columns of a tile, 128 accumulators, and the norms of its rows and
-//   columns, 36 more; 232 registers.
-// Shared memory: a ring of 4 stages of 64 channels, 48 KB each (hopper/tile_shape.cuh). Up to 256 channels the rows
-// stay
-//   while a block walks over their columns, and only columns stream.
+//   contiguous feature map as they are, pixels fastest: boxes of 64 x 64 that wgmma reads turned, without any copy.
+// Registers: a consumer thread holds 4 rows x 32 columns of a tile, 128 accumulators of 232 registers; or 4 x 48, 192
+//   of 240, which leaves just enough for an epilogue that takes one row after the other.
+// Shared memory: a ring of 4 stages of 64 channels, 48 or 56 KB each, and the norms of each consumer's tile.
+//   Up to 256 channels the rows stay while a block walks over their columns, and only columns stream.
 // Pipeline: TMA runs up to 4 slabs ahead, across tiles. The consumers take turns, as in hopper/pipeline.cuh: the second
 //   may start a tile when the first has issued kLead slabs of it, and the first its next one when the second has; so
 //   one stores while the other has the tensor cores.
-// A tile of C channels is 64 C KFLOP, 16 C clocks of a multiprocessor's tensor cores, and stores 64 KB (128 KB of
-//   float32); shared memory moves 112 C (rows resident) or 144 C bytes of it. The volume leaves once: at 4 TB/s its
-//   bytes take as long as the products of C = 240 at 1.83 GHz.
+// A slab of a tile of 128 columns takes 1024 clocks of a multiprocessor's tensor cores, and moves 112 bytes a clock in
+//   shared memory where rows stay, 144 where they are streamed, of 128 that it can. One of 192 columns takes 1536, and
+//   moves 120 bytes a clock; and 37 instead of 48 from the second-level cache.
+// A score takes about 6 instructions of a thread, 0.05 clocks of a multiprocessor.
+// The volume leaves once: at 4 TB/s that takes as long as the products of C = 240 at 1.83 GHz.
 // Fraction of the limit reached: see docs/kernels/correlation.md.
 #pragma once
 
@@ -31,8 +31,6 @@
 namespace cosegflow::correlation_cuda {
 
 using hopper::kBytesA;
-using hopper::kBytesB;
-using hopper::kCols;
 using hopper::kConsumerWarps;
 using hopper::kDepth;
 using hopper::kLead;
@@ -40,7 +38,9 @@ using hopper::kResidentSlabs;
 using hopper::kRows;
 using hopper::kStages;
 using hopper::kWarpgroupRows;
-using hopper::ThreadTile;
+
+// Columns of a tile. The narrow one fits everything, the wide one is for rows that are streamed.
+constexpr int kNarrow = hopper::kCols, kWide = 192;
 
 // Which tiles a block computes, and when. All tiles of all images lie on a line, cut into runs that are dealt to the
 // blocks in turn. In an image, bands of `band` row tiles follow each other; within a band row tiles come fastest.
@@ -100,6 +100,31 @@ class TileWalk {
   TilePlace place_;
 };
 
+// The scores of a thread in a tile of its warpgroup (hopper/thread_tile.cuh has that of 128 columns): the layout of two
+// accumulators of 64 rows.
+template <int kCols>
+struct ScoreTile {
+  static constexpr int kRows = 4, kColumns = kCols / 4;
+  using Accumulators = float[2][kCols / 2];
+
+  static __device__ __forceinline__ int row(int r) { return hopper::ThreadTile::row(r); }
+  static __device__ __forceinline__ int column(int c) { return hopper::ThreadTile::column(c); }
+  static __device__ __forceinline__ float& value(Accumulators& acc, int r, int c) {
+    return acc[r / 2][c / 2 * 4 + r % 2 * 2 + c % 2];
+  }
+};
+
+template <class T, Major kMajor>
+__device__ __forceinline__ void multiply_step(float (&d)[64], OperandOf<kMajor> a, OperandOf<kMajor> b,
+                                              bool accumulate) {
+  wgmma_m64n128k16<T>(d, a, b, accumulate);
+}
+template <class T, Major kMajor>
+__device__ __forceinline__ void multiply_step(float (&d)[96], OperandOf<kMajor> a, OperandOf<kMajor> b,
+                                              bool accumulate) {
+  wgmma_m64n192k16<T>(d, a, b, accumulate);
+}
+
 template <class Out>
 struct HopperArgs {
   TileOrder order;
@@ -112,12 +137,25 @@ struct HopperArgs {
   bool relu, vectors;        // VolumeTile
 };
 
+template <int kCols>
 struct SharedRing {
+  static constexpr unsigned kBytesB = kCols * kDepth * 2;
   unsigned char a[kStages][kBytesA];
   unsigned char b[kStages][kBytesB];
+  struct Norms {  // 1 / norm
+    alignas(8) float column[kCols];
+    float row[kWarpgroupRows];
+  };
+  Norms norms[2];  // of each consumer's tile
   Mbarrier full[kStages], empty[kStages];
   Mbarrier turn[2];  // of a consumer to start a tile
 };
+
+// Whether rows stay in shared memory while a block walks over their columns.
+template <int kCols>
+__host__ __device__ __forceinline__ constexpr bool rows_stay(int slabs) {
+  return kCols == kNarrow && slabs <= kResidentSlabs;
+}
 
 constexpr int kPlaneBox = kTurnedRows;  // pixels of a box of planes
 
@@ -136,10 +174,10 @@ __device__ __forceinline__ void load_slab(unsigned char* to, const TensorMap& ma
 }
 
 // One thread.
-template <Major kMajor>
+template <Major kMajor, int kCols>
 __device__ __forceinline__ void produce(const TileOrder& order, int slabs, const TensorMap& map_a,
-                                        const TensorMap& map_b, SharedRing& shared) {
-  const bool resident = slabs <= kResidentSlabs;
+                                        const TensorMap& map_b, SharedRing<kCols>& shared) {
+  const bool resident = rows_stay<kCols>(slabs);
   unsigned n = 0, loads_a = 0;
   TileWalk walk(order);
   while (walk.next()) {
@@ -149,7 +187,7 @@ __device__ __forceinline__ void produce(const TileOrder& order, int slabs, const
       const unsigned stage = n % kStages;
       Mbarrier* const full = &shared.full[stage];
       mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
-      mbarrier_arrive_expect_bytes(full, kBytesB + (with_rows ? kBytesA : 0));
+      mbarrier_arrive_expect_bytes(full, SharedRing<kCols>::kBytesB + (with_rows ? kBytesA : 0));
       if (with_rows) {
         // Resident rows have a ring of their own. The slab that lay in a place was last read kStages or more slabs ago.
         const unsigned place = resident ? loads_a++ % kStages : stage;
@@ -161,35 +199,35 @@ __device__ __forceinline__ void produce(const TileOrder& order, int slabs, const
 }
 
 // A consumer warpgroup's view of the ring.
-template <class T, Major kMajor>
+template <class T, Major kMajor, int kCols>
 class RingConsumer {
  public:
-  __device__ __forceinline__ RingConsumer(SharedRing& shared, int slabs)
+  __device__ __forceinline__ RingConsumer(SharedRing<kCols>& shared, int slabs)
       : shared_(shared), slabs_(slabs), number_(static_cast<int>(threadIdx.x) / 128 - 1) {}
 
   __device__ __forceinline__ int number() const { return number_; }  // 0 or 1
   // Where resident rows are loaded anew.
   __device__ __forceinline__ void begin_rows() {
-    if (slabs_ <= kResidentSlabs) resident_ = loads_a_, loads_a_ += slabs_;
+    if (rows_stay<kCols>(slabs_)) resident_ = loads_a_, loads_a_ += slabs_;
   }
 
   // The tile's scores: acc[m] holds rows 64 m + ... of this warpgroup.
-  __device__ __forceinline__ void multiply(float (&acc)[2][64]) {
+  __device__ __forceinline__ void multiply(typename ScoreTile<kCols>::Accumulators& acc) {
     wait_for_turn();
     keep_in_registers(acc[0]);
     keep_in_registers(acc[1]);
     for (int slab = 0; slab < slabs_; ++slab, ++n_) {
       const unsigned stage = n_ % kStages;
       mbarrier_wait(&shared_.full[stage], n_ / kStages & 1);
-      const unsigned place = slabs_ <= kResidentSlabs ? (resident_ + slab) % kStages : stage;
+      const unsigned place = rows_stay<kCols>(slabs_) ? (resident_ + slab) % kStages : stage;
       const unsigned char* const rows = shared_.a[place] + number_ * (kBytesA / 2);
       const auto top = shared_operand<kMajor>(rows), bottom = shared_operand<kMajor>(rows + kBytesA / 4);
       const auto b = shared_operand<kMajor>(shared_.b[stage]);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kDepth / 16; ++k) {
-        wgmma_m64n128k16<T>(acc[0], at_depth(top, k), at_depth(b, k), slab > 0 || k > 0);
-        wgmma_m64n128k16<T>(acc[1], at_depth(bottom, k), at_depth(b, k), slab > 0 || k > 0);
+        multiply_step<T>(acc[0], at_depth(top, k), at_depth(b, k), slab > 0 || k > 0);
+        multiply_step<T>(acc[1], at_depth(bottom, k), at_depth(b, k), slab > 0 || k > 0);
       }
       wgmma_commit();
       pass_turn(slab);
@@ -229,37 +267,17 @@ class RingConsumer {
     if (slab == min(kLead, slabs_) - 1 && arrives()) mbarrier_arrive(&shared_.turn[1 - number_]);
   }
 
-  SharedRing& shared_;
+  SharedRing<kCols>& shared_;
   const int slabs_, number_;
   unsigned n_ = 0, tiles_ = 0, loads_a_ = 0, resident_ = 0;
 };
 
-// 1 / norm of the thread's rows and columns of a tile of the warpgroup; there is memory for all of them.
-struct Norms {
-  float row[ThreadTile::kRows], column[ThreadTile::kColumns];
-
-  __device__ __forceinline__ Norms() {  // 1: without normalization they stay so
-#pragma unroll
-    for (float& f : row) f = 1.0f;
-#pragma unroll
-    for (float& f : column) f = 1.0f;
-  }
-  // From the tile's first row, or column, on.
-  __device__ __forceinline__ void load_rows(const Scale* scale) {
-#pragma unroll
-    for (int r = 0; r < ThreadTile::kRows; ++r) row[r] = scale[ThreadTile::row(r)].inv_norm;
-  }
-  __device__ __forceinline__ void load_columns(const Scale* scale) {
-    scale += ThreadTile::column(0);
-#pragma unroll
-    for (int c = 0; c < ThreadTile::kColumns; ++c) column[c] = scale[c / 2 * 8 + c % 2].inv_norm;
-  }
-};
-
-template <class T, class Out, Major kMajor>
-__device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing& shared) {
-  RingConsumer<T, kMajor> ring(shared, args.slabs);
-  Norms norms;
+template <class T, class Out, Major kMajor, int kCols>
+__device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing<kCols>& shared) {
+  using Tile = ScoreTile<kCols>;
+  RingConsumer<T, kMajor, kCols> ring(shared, args.slabs);
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  auto& norms = shared.norms[ring.number()];
   TileWalk walk(args.order);
   while (walk.next()) {
     const TilePlace& tile = walk.place();
@@ -270,12 +288,34 @@ __device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing&
       ring.skip();
       continue;
     }
-    if (args.scale_a != nullptr) {  // before the products, which hide the wait for them
-      if (tile.new_rows) norms.load_rows(args.scale_a + tile.image * args.pitch_a + row);
-      norms.load_columns(args.scale_b + tile.image * args.pitch_b + column);
+    // A thread brings the norm of one row and of one or two columns, while the products are computed.
+    constexpr int kEach = (kCols + 127) / 128;
+    float of_row = 1.0f, of_column[kEach];
+#pragma unroll
+    for (float& f : of_column) f = 1.0f;
+    if (args.scale_a != nullptr) {
+      if (row + thread < args.rows) of_row = args.scale_a[tile.image * args.pitch_a + row + thread].inv_norm;
+#pragma unroll
+      for (int n = 0; n < kEach; ++n) {
+        const int64_t c = column + n * 128 + thread;
+        if (n * 128 + thread < kCols && c < args.cols) {
+          of_column[n] = args.scale_b[tile.image * args.pitch_b + c].inv_norm;
+        }
+      }
     }
-    ThreadTile::Accumulators acc;
+    typename Tile::Accumulators acc;
     ring.multiply(acc);
+    named_barrier_sync(1 + ring.number(), 128);  // all have read the norms of the tile before
+    norms.row[thread] = of_row;
+#pragma unroll
+    for (int n = 0; n < kEach; ++n) {
+      if (n * 128 + thread < kCols) norms.column[n * 128 + thread] = of_column[n];
+    }
+    named_barrier_sync(1 + ring.number(), 128);
+    float scale_a[Tile::kRows];
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; ++r) scale_a[r] = norms.row[Tile::row(r)];
+    const auto scale_b = [&](int c) { return *reinterpret_cast<const float2*>(norms.column + Tile::column(c)); };
     const auto left = [](int64_t n, int most) { return static_cast<int>(n < most ? n : most); };
     const VolumeTile<Out> to = {args.corr + (tile.image * args.rows + row) * args.cols + column,
                                 args.cols,
@@ -283,16 +323,27 @@ __device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing&
                                 left(args.cols - column, kCols),
                                 args.relu,
                                 args.vectors};
-    store_tile<ThreadTile, Out>(acc, norms.row, [&](int c) { return norms.column[c]; }, to);
+    store_tile<Tile, Out>(acc, scale_a, scale_b, to);
   }
 }
 
-template <class T, class Out, Major kMajor>
+// 128 kProducer + 256 kConsumer are at most the 65536 of a multiprocessor.
+template <int kCols>
+struct RegistersOf {
+  static constexpr int kProducer = hopper::kProducerRegisters, kConsumer = hopper::kConsumerRegisters;
+};
+template <>
+struct RegistersOf<kWide> {
+  static constexpr int kProducer = 32, kConsumer = 240;
+};
+
+template <class T, class Out, Major kMajor, int kCols>
 __global__ void __launch_bounds__(hopper::kThreads, 1)
     correlation_hopper_kernel(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
                               const __grid_constant__ HopperArgs<Out> args) {
 #if defined(CSF_HOPPER_CODE)
-  CSF_HOPPER_SHARED(SharedRing, shared);
+  using Ring = SharedRing<kCols>;
+  CSF_HOPPER_SHARED(Ring, shared);
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&map_a);
     prefetch_tensor_map(&map_b);
@@ -307,10 +358,10 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    give_registers<hopper::kProducerRegisters>();
+    give_registers<RegistersOf<kCols>::kProducer>();
     if (threadIdx.x < 32 && elect_one()) produce<kMajor>(args.order, args.slabs, map_a, map_b, *shared);
   } else {
-    take_registers<hopper::kConsumerRegisters>();
+    take_registers<RegistersOf<kCols>::kConsumer>();
     consume<T, Out, kMajor>(args, *shared);
   }
 #else

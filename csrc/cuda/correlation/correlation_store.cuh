@@ -5,12 +5,12 @@
 // quad_transpose.cuh); a quad then writes 64 neighbouring bytes of a row. Stores say that nobody reads the volume soon,
 // so that features stay in the second-level cache.
 // A score of a half type costs 2 multiplications, half a conversion (which clips at 0 in passing) and 2.1 for the turn
-// and the store: 5.2 instructions with all that a tile needs once (SASS of sm_90a, tests/test_sass.py). Rejected:
-// stmatrix and bulk copies from shared memory, 2.4 instructions less. They move every number through shared memory
-// twice, 128 KB for a tile of 256 x 128 where shuffles take 64 KB of its time, and the products of C = 256 alone take
-// 112 of the 128 bytes a clock (hopper/tile_shape.cuh); and they want 16 to 64 KB to stage in. Rejected too: turning
-// pairs of lanes only, for 8-byte stores: an instruction less for a score, but twice as many stores, each of which
-// still touches 8 lines.
+// and the store: 5.5 instructions with all that a tile needs once (SASS of sm_90a, tests/test_sass.py).
+// Rejected: stmatrix and bulk copies from shared memory, 2.4 instructions less. They move every number through shared
+// memory twice, 128 KB for a tile of 256 x 128 where shuffles take 64 KB of its time, and the products of C = 256 alone
+// take 112 of the 128 bytes a clock; and they want 16 to 64 KB to stage in.
+// Rejected too: turning pairs of lanes only, for 8-byte stores. That is an instruction less for a score, but twice as
+// many stores, each of which still touches 8 lines.
 #pragma once
 
 #include <cstdint>
@@ -67,28 +67,40 @@ template <class Tile, class Out, bool kRelu, class ScaleB>
 __device__ __forceinline__ void store_vectors(typename Tile::Accumulators& acc, const float (&scale_a)[Tile::kRows],
                                               const ScaleB& scale_b, const VolumeTile<Out>& to) {
   constexpr int kColumns = kPiece<Out>;
+  // Rows that share what is read of their columns; many accumulators leave few registers for more than one address.
+  constexpr int kRows = Tile::kColumns > 32 ? 1 : Tile::kRows;
   // column(c) of a lane is column(0) + c / 2 * 8 + c % 2.
   const int first = Tile::column(0) - static_cast<int>(threadIdx.x) % 4 * 2 + turned_column<Out>();
-  Out* line[Tile::kRows];
+  // From the thread's first row and the lane's first column on, so that all that follows is constants.
+  Out* const corner = to.first + Tile::row(0) * to.pitch + first;
+  const int rows = to.rows - Tile::row(0), cols = to.cols - first;
 #pragma unroll
-  for (int r = 0; r < Tile::kRows; ++r) line[r] = to.first + Tile::row(r) * to.pitch + first;
+  for (int r0 = 0; r0 < Tile::kRows; r0 += kRows) {
+    Out* line[kRows];
 #pragma unroll
-  for (int c = 0; c < Tile::kColumns; c += kColumns) {
-    const bool inside = first + c * 4 < to.cols;
-    float scale[kColumns];
+    for (int r = 0; r < kRows; ++r) line[r] = corner + (Tile::row(r0 + r) - Tile::row(0)) * to.pitch;
 #pragma unroll
-    for (int k = 0; k < kColumns; ++k) scale[k] = scale_b(c + k);
+    for (int c = 0; c < Tile::kColumns; c += kColumns) {
+      const bool inside = c * 4 < cols;
+      float scale[kColumns];
 #pragma unroll
-    for (int r = 0; r < Tile::kRows; ++r) {
-      float value[kColumns];
+      for (int k = 0; k < kColumns; k += 2) {
+        const float2 two = scale_b(c + k);
+        scale[k] = two.x, scale[k + 1] = two.y;
+      }
 #pragma unroll
-      for (int k = 0; k < kColumns; ++k) value[k] = Tile::value(acc, r, c + k) * scale[k] * scale_a[r];
-      uint32_t word[4];
-      turn<Out, kRelu>(value, word);
-      if (inside && Tile::row(r) < to.rows) {
-        __stcs(reinterpret_cast<uint4*>(line[r] + c * 4), make_uint4(word[0], word[1], word[2], word[3]));
+      for (int r = 0; r < kRows; ++r) {
+        float value[kColumns];
+#pragma unroll
+        for (int k = 0; k < kColumns; ++k) value[k] = Tile::value(acc, r0 + r, c + k) * scale[k] * scale_a[r0 + r];
+        uint32_t word[4];
+        turn<Out, kRelu>(value, word);
+        if (inside && Tile::row(r0 + r) - Tile::row(0) < rows) {
+          __stcs(reinterpret_cast<uint4*>(line[r] + c * 4), make_uint4(word[0], word[1], word[2], word[3]));
+        }
       }
     }
+    if (kRows < Tile::kRows) __syncwarp();  // else ptxas works ahead and spills
   }
 }
 
@@ -96,22 +108,29 @@ __device__ __forceinline__ void store_vectors(typename Tile::Accumulators& acc, 
 template <class Tile, class Out, class ScaleB>
 __device__ __forceinline__ void store_elements(typename Tile::Accumulators& acc, const float (&scale_a)[Tile::kRows],
                                                const ScaleB& scale_b, const VolumeTile<Out>& to) {
+  Out* const corner = to.first + Tile::row(0) * to.pitch + Tile::column(0);
+  const int rows = to.rows - Tile::row(0), cols = to.cols - Tile::column(0);
 #pragma unroll
   for (int r = 0; r < Tile::kRows; ++r) {
-    if (Tile::row(r) >= to.rows) continue;
-    Out* const line = to.first + Tile::row(r) * to.pitch;
+    if (Tile::row(r) - Tile::row(0) < rows) {
+      Out* const line = corner + (Tile::row(r) - Tile::row(0)) * to.pitch;
 #pragma unroll
-    for (int c = 0; c < Tile::kColumns; ++c) {
-      if (Tile::column(c) >= to.cols) continue;
-      line[Tile::column(c)] = from_float<Out>(finish(Tile::value(acc, r, c), scale_a[r], scale_b(c), to.relu));
+      for (int c = 0; c < Tile::kColumns; c += 2) {
+        const float2 two = scale_b(c);
+        const float low = finish(Tile::value(acc, r, c), scale_a[r], two.x, to.relu);
+        const float high = finish(Tile::value(acc, r, c + 1), scale_a[r], two.y, to.relu);
+        if (c * 4 < cols) line[c * 4] = from_float<Out>(low);
+        if (c * 4 + 1 < cols) line[c * 4 + 1] = from_float<Out>(high);
+      }
     }
+    __syncwarp();  // else ptxas works ahead and spills
   }
 }
 
 }  // namespace store_detail
 
 // Tile: kRows, kColumns, row(r), column(c), value(acc, r, c), as hopper/thread_tile.cuh. scale_b(c): of the thread's
-// column c. All lanes of the warp.
+// columns c and c + 1, c even. All lanes of the warp.
 template <class Tile, class Out, class ScaleB>
 __device__ __forceinline__ void store_tile(typename Tile::Accumulators& acc, const float (&scale_a)[Tile::kRows],
                                            const ScaleB& scale_b, const VolumeTile<Out>& to) {

@@ -10,15 +10,14 @@
 
 #include "common/arena.h"
 #include "entry_checks.cuh"
+#include "half_gradient.cuh"
 #include "hopper/gradient_plan.cuh"
 #include "hopper/operands.cuh"
 #include "hopper/pipeline.cuh"
-#include "hopper/score_gradient.cuh"
 #include "match/match_mask_gradient.cuh"
 #include "normalize_backward.cuh"
 #include "normalize_rows.cuh"
 #include "pack_tiles.cuh"
-#include "primitives/warp_reduce.cuh"
 
 namespace cosegflow::hopper {
 
@@ -43,11 +42,13 @@ struct GradientSpace {
   T* ds;                                   // (plan.images, plan.row_room, plan.pitch)
   T *unit_a = nullptr, *unit_b = nullptr;  // features of norm 1, of a group of images; null: `features` do
   float *out_a = nullptr, *out_b = nullptr, *parts_a = nullptr;  // of the products
+  bool wants_sums;                                               // known too where there is no memory yet, as are sizes
   GradientSums sums;
 
-  // p: of match, match_both or transfer. counter_count: ints of the operation's own that start as 0.
+  // p: of match, match_both or transfer. counter_count: ints of the operation's own that start as 0. more_sums: the
+  // operation has other uses of sums.
   template <class Params>
-  GradientSpace(Arena& arena, const Params& p, int64_t counter_count = 0)
+  GradientSpace(Arena& arena, const Params& p, int64_t counter_count = 0, bool more_sums = false)
       : channels(p.channels), normalize(p.normalize), grad_fa(p.grad_fa), grad_fb(p.grad_fb) {
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
     plan = gradient_plan(p.batch, na, nb, p.channels, p.chunk_bytes, multiprocessors());
@@ -58,7 +59,8 @@ struct GradientSpace {
     if (!kFolded<T>) unscale = arena.take<float>(p.batch);
     chunk_count = arena.take<int>(plan.chunks * p.batch);
     ds = arena.take<T>(plan.images * plan.row_room * plan.pitch);
-    if (p.grad_mask_b.data != nullptr || p.grad_beta.data != nullptr) {
+    wants_sums = p.grad_mask_b.data != nullptr || p.grad_beta.data != nullptr || more_sums;
+    if (wants_sums) {
       sums.columns = arena.take<float>(plan.images * plan.row_room / 32 * plan.pitch);
       sums.tiles = arena.take<float>(plan.images * plan.row_room / 32 * (plan.pitch / kCols));
       sums.mask = arena.take<float>(p.batch * plan.pitch), sums.beta = arena.take<float>(p.batch);
@@ -74,8 +76,7 @@ struct GradientSpace {
     if (grad_fb.data != nullptr) out_b = arena.take<float>(plan.images * nb * channels * plan.splits_b);
   }
 
-  bool wants_sums() const { return sums.columns != nullptr; }
-  bool wants_products() const { return out_a != nullptr || out_b != nullptr; }
+  bool wants_products() const { return grad_fa.data != nullptr || grad_fb.data != nullptr; }
 };
 
 // Images [b0, b0 + images), rows [row, row + rows) of each.
@@ -113,17 +114,7 @@ __device__ __forceinline__ void write_chunk_count(const ChunkCounts& args, int64
   args.chunk_count[thread] = static_cast<int>(left < 0 ? 0 : (left < args.chunk_rows ? left : args.chunk_rows));
 }
 
-// What the bound of image b learns from a warp. All lanes; those without a row have bound -1.
-__device__ __forceinline__ void raise_bound(int* bounds, int64_t b, float bound) {
-  int bits = bound < HUGE_VALF ? __float_as_int(bound) : -1;
-  const int first = __shfl_sync(0xffffffffu, static_cast<int>(b), 0);
-  const bool together = __all_sync(0xffffffffu, first == static_cast<int>(b));
-  if (together) bits = warp_reduce_max(bits);
-  // Numbers >= 0 are in the order of their bits, so it does not matter who is first.
-  if (bits >= 0 && (!together || threadIdx.x % 32 == 0)) atomicMax(bounds + b, bits);
-}
-
-// unscale (B) from bound (B). gradient_product_cuda.cu
+// unscale (B) from bound (B): gradient_chunks_cuda.cu.
 Status launch_unscale(const int* bound, int64_t batch, float* unscale, Stream stream);
 
 // ---- a chunk --------------------------------------------------------------------------------------------------------
@@ -151,7 +142,7 @@ Status tiles_of(const GradientChunk<T>& c, GradientTiles<kPlanes>& tiles) {
 // What mask_b and beta get of the chunk's tiles. first: it is overwritten, else added to.
 template <class T>
 Status add_sums(const GradientSpace<T>& w, const GradientChunk<T>& c, bool first, Stream stream) {
-  if (!w.wants_sums()) return {};
+  if (!w.wants_sums) return {};
   const int64_t runs = w.plan.row_room / 32;
   match_cuda::ColumnSums<float> columns{};
   columns.columns = w.sums.columns;

@@ -65,13 +65,16 @@ __device__ __forceinline__ Unit unit_at(const Args& args, int number) {
   return u;
 }
 
-struct RingPlace {
+// A template, as what follows, since only code for sm_90a has a use of it.
+template <unsigned kPlaces>
+struct RingPlaceOf {
   unsigned n = 0;
-  __device__ __forceinline__ unsigned stage() const { return n % kStages; }
-  __device__ __forceinline__ unsigned phase() const { return n / kStages & 1; }
+  __device__ __forceinline__ unsigned stage() const { return n % kPlaces; }
+  __device__ __forceinline__ unsigned phase() const { return n / kPlaces & 1; }
 };
+using RingPlace = RingPlaceOf<kStages>;
 
-// One thread. A template, since only code for sm_90a has a use of it.
+// One thread.
 template <class Ring>
 __device__ __forceinline__ void produce(const KernelArgs& args, const TensorMap& ds_rows, const TensorMap& ds_columns,
                                         const TensorMap& features_a, const TensorMap& features_b, Ring& shared) {

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(256) match_rows_kernel(RowsArgs args) {
     bound = fabsf(beta) * (fabsf(r.gx) * static_cast<float>(args.width_b) +
                            fabsf(r.gy) * static_cast<float>(args.height_b) + fabsf(grad_lse));
   }
-  if (!args.folded) hopper::raise_bound(args.bound, b, bound);
+  if (!args.folded) raise_bound(args.bound, b, bound);
 }
 
 template <class T>
@@ -114,7 +114,7 @@ Status chunk_gradient(const MatchParams& p, const HopperSpace<T>& w, const hoppe
   args.ds = w.chunks.ds, args.row_room = w.chunks.plan.row_room, args.pitch = w.chunks.plan.pitch;
   args.column_sums = w.chunks.sums.columns, args.tile_sums = w.chunks.sums.tiles;
   const auto kernel =
-      w.chunks.wants_sums() ? &match_backward_hopper_kernel<T, true> : &match_backward_hopper_kernel<T, false>;
+      w.chunks.wants_sums ? &match_backward_hopper_kernel<T, true> : &match_backward_hopper_kernel<T, false>;
   if (Status s = launch_hopper(kernel, tiles.grid, dim3(hopper::kThreads), sizeof(hopper::Shared<1>), stream,
                                tiles.maps.a, tiles.maps.b, args);
       !s.ok()) {

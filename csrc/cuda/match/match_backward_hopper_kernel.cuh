@@ -6,7 +6,7 @@
 // Block, pipeline and shared memory are the forward's: tiles of 256 x 128, a producer, two consumers that take turns:
 //   the arithmetic of one hides under the products of the other.
 // Registers: 128 accumulators and five numbers for each of a thread's 4 rows, of 232. With kSums up to 48 bytes of what
-//   a strip needs lie on the stack; the loop over tiles writes nothing there and reads a word a tile at most.
+//   a strip needs lie on the stack; the loop over tiles writes nothing there and reads two words a tile at most.
 // ds leaves as halves by 16-byte stores, a quad of lanes turning its words among them: 32 KB a tile and consumer, which
 //   L2 keeps for the products that follow.
 // kSums: also, of each 32 rows of a tile, the column sums of dlogit (for the mask) and the sum of dlogit s (for beta),
@@ -67,7 +67,7 @@ class ScoreGradient {
       natural_ |= (read.k == 1.0f ? 1u : 0u) << r;
       base_[r] = read.base;
       const float factor = kSums ? 1.0f : (hopper::kFolded<T> ? beta * read.inv_norm : beta * range);
-      gx_[r] = read.gx * factor, gy_[r] = read.gy * factor, g_[r] = read.g * factor;
+      gx_[r] = held(read.gx * factor), gy_[r] = held(read.gy * factor), g_[r] = held(read.g * factor);
     }
   }
 
@@ -109,7 +109,7 @@ class ScoreGradient {
             if constexpr (kSums) {
               sum[2 * u + e] += ds[e];
               whole = fma_of(ds[e], score, whole);
-              ds[e] *= beta_ * (hopper::kFolded<T> ? slope_[r] : range_);
+              ds[e] *= held(beta_ * (hopper::kFolded<T> ? slope_[r] : range_));
             }
             if constexpr (hopper::kFolded<T>) ds[e] *= scale.at[e].inv_norm;
           }
@@ -133,6 +133,8 @@ class ScoreGradient {
 
  private:
   static constexpr float kSteepScale = 1099511627776.0f;  // 2^40: see RowSoftmax
+  // What multiplies a p that may be 0, and a coordinate, stays finite; a NaN stays one.
+  static __device__ __forceinline__ float held(float v) { return fabsf(v) > 1e30f ? copysignf(1e30f, v) : v; }
   float slope_[kR], base_[kR], gx_[kR], gy_[kR], g_[kR];
   [[maybe_unused]] float beta_, range_;
   bool steep_;

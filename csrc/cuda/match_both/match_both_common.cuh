@@ -87,6 +87,9 @@ Status tiled_forward(const MatchBothParams& p, void* workspace, Stream stream);
 // match_both_hopper_cuda.cu; taken where hopper::why_not of one direction says null.
 size_t hopper_forward_bytes(const MatchBothParams& p);
 Status hopper_forward(const MatchBothParams& p, void* workspace, Stream stream);
+// match_both_backward_hopper_cuda.cu; taken where hopper::why_not_backward says null.
+size_t hopper_backward_bytes(const MatchBothParams& p);
+Status hopper_backward(const MatchBothParams& p, void* workspace, Stream stream);
 size_t tiled_backward_bytes(const MatchBothParams& p);
 Status tiled_backward(const MatchBothParams& p, void* workspace, Stream stream);
 

@@ -21,10 +21,15 @@ const char* why_not_tiled(const MatchBothParams& p) {
   return nullptr;
 }
 
-// The kernels that a forward takes.
+// The kernels that a call takes.
 enum class Path { kHopper, kTiled, kSimple };
 Path forward_path(const MatchBothParams& p) {
   if (hopper::why_not(p, compute_capability()) == nullptr) return Path::kHopper;
+  return why_not_tiled(p) == nullptr ? Path::kTiled : Path::kSimple;
+}
+
+Path backward_path(const MatchBothParams& p) {
+  if (hopper::why_not_backward(p, compute_capability()) == nullptr) return Path::kHopper;
   return why_not_tiled(p) == nullptr ? Path::kTiled : Path::kSimple;
 }
 
@@ -66,15 +71,29 @@ Status match_both_forward_cuda(const MatchBothParams& p, void* workspace, Stream
 
 size_t match_both_backward_workspace_bytes_cuda(const MatchBothParams& p) {
   if (!check_sizes(p).ok() || p.batch == 0) return 0;
-  return why_not_tiled(p) != nullptr ? simple_backward_bytes(p) : tiled_backward_bytes(p);
+  switch (backward_path(p)) {
+    case Path::kHopper: return hopper_backward_bytes(p);
+    case Path::kTiled: return tiled_backward_bytes(p);
+    case Path::kSimple: return simple_backward_bytes(p);
+  }
+  return 0;
 }
 
 Status match_both_backward_cuda(const MatchBothParams& p, void* workspace, Stream stream) {
   if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
   if (Status s = check_workspace(workspace, match_both_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
-  const char* const why_not = why_not_tiled(p);
-  log_path("match_both backward", why_not == nullptr ? "portable kernels" : "simple kernels", why_not);
-  return why_not != nullptr ? simple_backward(p, workspace, stream) : tiled_backward(p, workspace, stream);
+  switch (backward_path(p)) {
+    case Path::kHopper:
+      log_path("match_both backward", "Hopper kernels (wgmma, TMA)", nullptr);
+      return hopper_backward(p, workspace, stream);
+    case Path::kTiled:
+      log_path("match_both backward", "portable kernels", hopper::why_not_backward(p, compute_capability()));
+      return tiled_backward(p, workspace, stream);
+    case Path::kSimple:
+      log_path("match_both backward", "simple kernels", why_not_tiled(p));
+      return simple_backward(p, workspace, stream);
+  }
+  return {};
 }
 
 }  // namespace cosegflow

@@ -22,7 +22,7 @@ struct ExponentBase {
   static __device__ __forceinline__ ExponentBase of(float peak) {
     const float finite = peak == minus_infinity<float>() ? 0.0f : peak;
     const float k = fabsf(finite) >= 268435456.0f ? 1.0f : 1.4426950408889634f;  // 2^28
-    return {k, finite * k};
+    return {k, rounded_product(finite, k)};                                      // the same bits wherever it is used
   }
   __device__ __forceinline__ float term(float logit) const { return exp2_fast(fma_of(logit, k, -base)); }
 };

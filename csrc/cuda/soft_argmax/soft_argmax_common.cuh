@@ -1,5 +1,5 @@
-// What the soft argmax kernels share: geometry, 16-byte accesses, coordinates that walk along a row without dividing,
-// and the log weights of the targets, which are computed once per call.
+// What the soft argmax kernels share: geometry, accesses of 16 bytes, places without divisions, the window, and the log
+// weights of the targets, which are computed once per call.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,8 @@ namespace cosegflow::soft_argmax_cuda {
 inline int64_t sources(const SoftArgmaxParams& p) { return p.height_a * p.width_a; }
 inline int64_t targets(const SoftArgmaxParams& p) { return p.height_b * p.width_b; }
 
-// kCount values from or to global memory, in 16-byte words. kCount * sizeof(T) is a multiple of 16, p is aligned to 16.
+// kCount values from global or shared memory, in 16-byte words. kCount * sizeof(T) is a multiple of 16, p aligned
+// to 16.
 template <class T, int kCount>
 __device__ __forceinline__ void load_vector(T (&values)[kCount], const T* p) {
   constexpr int kWords = kCount * static_cast<int>(sizeof(T)) / 16;
@@ -32,22 +33,29 @@ __device__ __forceinline__ void load_vector(T (&values)[kCount], const T* p) {
   memcpy(values, words, sizeof(values));
 }
 template <class T, int kCount>
-__device__ __forceinline__ void store_vector(T* p, const T (&values)[kCount]) {
+__device__ __forceinline__ void load_shared(T (&values)[kCount], const T* p) {
   constexpr int kWords = kCount * static_cast<int>(sizeof(T)) / 16;
   uint4 words[kWords];
-  memcpy(words, values, sizeof(values));
 #pragma unroll
-  for (int w = 0; w < kWords; ++w) __stcs(reinterpret_cast<uint4*>(p) + w, words[w]);
+  for (int w = 0; w < kWords; ++w) words[w] = reinterpret_cast<const uint4*>(p)[w];
+  memcpy(values, words, sizeof(values));
 }
+// Division by a number that a launch knows, in three instructions instead of twenty (Granlund and Montgomery): n / d is
+// (floor(n m / 2^32) + n) / 2^l with 2^l >= d and m = floor(2^32 (2^l - d) / d) + 1.
+struct Divisor {
+  int divisor = 1;  // at least 1
+  unsigned multiplier = 1, shift = 0;
 
-// How the threads of a group of kThreads share a run of kThreads * kItems neighbouring targets. Aligned: each thread
-// has kItems neighbours, one 16-byte access. Else neighbouring threads have neighbouring targets.
-template <class T, int kThreads, bool kAligned>
-struct Deal {
-  static constexpr int kItems = kAligned ? 16 / static_cast<int>(sizeof(T)) : 4;
-  static constexpr int kRun = kThreads * kItems;
-  static constexpr int kFirst = kAligned ? kItems : 1;      // the first target of thread t is t * kFirst
-  static constexpr int kBetween = kAligned ? 1 : kThreads;  // from one item to the next
+  Divisor() = default;
+  explicit Divisor(int d) : divisor(d) {
+    while ((uint64_t{1} << shift) < static_cast<uint64_t>(d)) ++shift;
+    const uint64_t by = static_cast<uint64_t>(d);
+    multiplier = static_cast<unsigned>(((((uint64_t{1} << shift) - by) << 32) / by) + 1);
+  }
+  __device__ __forceinline__ int quotient(int n) const {  // n >= 0
+    const unsigned u = static_cast<unsigned>(n);
+    return static_cast<int>((__umulhi(u, multiplier) + u) >> shift);
+  }
 };
 
 // A pixel that walks in raster order in steps of a fixed length. Coordinates are whole numbers below 2^24: exact.
@@ -72,6 +80,21 @@ __device__ __forceinline__ Acc beta_of(const SoftArgmaxParams& p, int64_t b) {
 template <class Acc>
 __device__ __forceinline__ Acc gradient_or_zero(const void* data, int64_t at) {
   return data == nullptr ? Acc(0) : static_cast<const Acc*>(data)[at];
+}
+
+// The window (kernel_window.cuh) of the fast kernels. In float32 its exponent is to the base 2. On the host, because it
+// takes divisions in float64. Finite, so that 0 times it is 0.
+template <class Acc>
+Acc window_exponent(double sigma) {
+  const Acc rate = window_rate<Acc>(sigma);
+  if (sizeof(Acc) == sizeof(double)) return rate;
+  return rate < Acc(2e38) ? rate * Acc(1.4426950408889634) : rate;
+}
+__device__ __forceinline__ float window_value(float exponent, float dx2, float dy2) {
+  return exp2_fast(fma_of(-exponent, dx2, -exponent * dy2));
+}
+__device__ __forceinline__ double window_value(double exponent, double dx2, double dy2) {
+  return exp_of(-exponent * (dx2 + dy2));
 }
 
 // exp_of (real_math.cuh) loses |x| 2^-24, which is nothing next to a peak at x = 0. Here x is relative to lse: where

@@ -55,6 +55,10 @@ Status launch_gradient(const ChunkArgs<T>& args, Stream stream);
 const char* why_not_hopper(const TransferParams& p, int capability);
 size_t hopper_forward_bytes(const TransferParams& p);
 Status hopper_forward(const TransferParams& p, void* workspace, Stream stream);
+// And the backward: transfer_backward_hopper_cuda.cu.
+const char* why_not_hopper_backward(const TransferParams& p, int capability);
+size_t hopper_backward_bytes(const TransferParams& p);
+Status hopper_backward(const TransferParams& p, void* workspace, Stream stream);
 
 // The same by plain loops: transfer_simple_cuda.cu.
 template <class T>

@@ -1,5 +1,5 @@
 // transfer on CUDA: checks, which of the kernels a call takes, and the order of the launches (transfer_common.cuh) of
-// all but the forward of Hopper, which is transfer_hopper_cuda.cu.
+// all but the kernels of Hopper: transfer_hopper_cuda.cu, transfer_backward_hopper_cuda.cu.
 //
 // The kernels here move rows between the raster and compact rows: one thread a value or a row, no shared memory but in
 // the block sum of grad_beta, 2 accumulators of traffic per value: bound by memory; not measured yet. No atomics.
@@ -400,16 +400,19 @@ size_t workspace_bytes(const TransferParams& p, bool backward) {
   return bytes;
 }
 
-bool takes_hopper(const TransferParams& p) { return why_not_hopper(p, compute_capability()) == nullptr; }
+// Null where the kernels of Hopper take the call, else why not.
+const char* why_not_own(const TransferParams& p, bool backward) {
+  return backward ? why_not_hopper_backward(p, compute_capability()) : why_not_hopper(p, compute_capability());
+}
 
-// Says with COSEGFLOW_LOG=1 which kernels a call takes. The backward has no kernels of Hopper's own.
+// Says with COSEGFLOW_LOG=1 which kernels a call takes.
 void log_kernels(const TransferParams& p, bool backward) {
   if (!log_wanted()) return;
   const char* const operation = backward ? "transfer_backward" : "transfer";
-  if (!backward && takes_hopper(p)) return log_path(operation, "Hopper kernels (wgmma, TMA)", nullptr);
+  const char* const why_not_hopper = why_not_own(p, backward);
+  if (why_not_hopper == nullptr) return log_path(operation, "Hopper kernels (wgmma, TMA)", nullptr);
   if (const char* why_not = why_not_tiled(p)) return log_path(operation, "simple kernels", why_not);
-  log_path(operation, half_type(p.fa.dtype) ? "portable kernels (mma.sync)" : "portable kernels (FMA)",
-           backward ? nullptr : why_not_hopper(p, compute_capability()));
+  log_path(operation, half_type(p.fa.dtype) ? "portable kernels (mma.sync)" : "portable kernels (FMA)", why_not_hopper);
 }
 
 // Rows of an image are counted in 32 bits.
@@ -428,7 +431,7 @@ using namespace transfer_cuda;
 
 size_t transfer_forward_workspace_bytes_cuda(const TransferParams& p) {
   if (!check_sizes(p).ok() || !check_pixels(p).ok() || p.batch == 0) return 0;
-  return takes_hopper(p) ? hopper_forward_bytes(p) : workspace_bytes(p, false);
+  return why_not_own(p, false) == nullptr ? hopper_forward_bytes(p) : workspace_bytes(p, false);
 }
 
 Status transfer_forward_cuda(const TransferParams& p, void* workspace, Stream stream) {
@@ -436,14 +439,14 @@ Status transfer_forward_cuda(const TransferParams& p, void* workspace, Stream st
   if (Status s = check_pixels(p); !s.ok()) return s;
   if (Status s = check_workspace(workspace, transfer_forward_workspace_bytes_cuda(p)); !s.ok()) return s;
   log_kernels(p, false);
-  if (takes_hopper(p)) return hopper_forward(p, workspace, stream);
+  if (why_not_own(p, false) == nullptr) return hopper_forward(p, workspace, stream);
   return dispatch_floating(
       p.fa.dtype, [&](auto tag) { return Run<typename decltype(tag)::type>(p, false, workspace, stream).forward(); });
 }
 
 size_t transfer_backward_workspace_bytes_cuda(const TransferParams& p) {
   if (!check_sizes(p).ok() || !check_pixels(p).ok() || p.batch == 0) return 0;
-  return workspace_bytes(p, true);
+  return why_not_own(p, true) == nullptr ? hopper_backward_bytes(p) : workspace_bytes(p, true);
 }
 
 Status transfer_backward_cuda(const TransferParams& p, void* workspace, Stream stream) {
@@ -451,6 +454,7 @@ Status transfer_backward_cuda(const TransferParams& p, void* workspace, Stream s
   if (Status s = check_pixels(p); !s.ok()) return s;
   if (Status s = check_workspace(workspace, transfer_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
   log_kernels(p, true);
+  if (why_not_own(p, true) == nullptr) return hopper_backward(p, workspace, stream);
   return dispatch_floating(
       p.fa.dtype, [&](auto tag) { return Run<typename decltype(tag)::type>(p, true, workspace, stream).backward(); });
 }

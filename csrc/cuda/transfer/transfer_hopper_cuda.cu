@@ -13,31 +13,17 @@
 #include <type_traits>
 
 #include "common/dispatch.h"
+#include "half_gradient.cuh"
 #include "hopper/eligibility.cuh"
 #include "hopper/operands.cuh"
 #include "mask_weight.cuh"
-#include "pack_tiles.cuh"
 #include "transfer/transfer_common.cuh"
-#include "transfer/transfer_hopper_kernel.cuh"
+#include "transfer/transfer_hopper_passes.cuh"
 
 namespace cosegflow::transfer_cuda {
 namespace {
 
-constexpr int kMostPlanes = 4, kMostValues = 2 * kMostPlanes;  // of a launch
 constexpr int kGatherThreads = 256;
-
-struct GatherArgs {
-  View4 values;
-  const int *index, *count;  // of compact targets: (B, Nb), (B)
-  int64_t positions_b, pitch_b;
-  int value_channels, width_b, batch;
-  Place* planes;  // (ceil(V / 2), B, pitch_b)
-
-  View3 mask_a;
-  int64_t positions_a;
-  int width_a;
-  float* out;  // (B, V, Na)
-};
 
 template <class S>
 __device__ __forceinline__ void gather_pair(const GatherArgs& args, int64_t block) {
@@ -56,13 +42,15 @@ __device__ __forceinline__ void gather_pair(const GatherArgs& args, int64_t bloc
     if (2 * plane + 1 < args.value_channels) pair.y = to_float(from[v.stride[1]]);
   }
   args.planes[(plane * args.batch + b) * args.pitch_b + row] = pair;
+  if (args.largest != nullptr) raise_bound(args.largest, b, max_of(fabsf(pair.x), fabsf(pair.y)));
 }
 
 __device__ __forceinline__ void clear_excluded(const GatherArgs& args, int64_t block) {
   const int64_t i = block * kGatherThreads + threadIdx.x, b = i / args.positions_a, pixel = i % args.positions_a;
   if (b >= args.batch) return;
   if (mask_weight<float>(args.mask_a, b, pixel / args.width_a, pixel % args.width_a).weight > 0) return;
-  for (int v = 0; v < args.value_channels; ++v) args.out[(b * args.value_channels + v) * args.positions_a + pixel] = 0;
+  for (int v = 0; v < args.value_channels; ++v)
+    args.cleared[(b * args.value_channels + v) * args.positions_a + pixel] = 0;
 }
 
 template <class S>
@@ -76,17 +64,39 @@ __global__ void __launch_bounds__(kGatherThreads)
   }
 }
 
-int planes_of(int64_t values) { return values > 4 ? 4 : (values > 2 ? 2 : 1); }
+// The pass-th 8 values.
+template <int kPlanes, class T>
+Status launch_pass(const Passes<T>& passes, const Output& out, int64_t pass, const hopper::Maps& maps, Stream stream) {
+  const int64_t first = pass * kMostValues, planes = ceil_div(out.value_channels, 2);
+  const TileSide<T>&a = passes.a, &b = passes.b;
+  HopperArgs<kPlanes> args;
+  args.stream.count_a = a.count, args.stream.count_b = b.count;
+  args.stream.images = static_cast<int>(a.batch), args.stream.most_fragments = passes.plan.fragments;
+  args.stream.slabs = passes.plan.slabs;
+  args.stream.pitch_b = b.pitch, args.stream.scale_b = passes.columns;
+  for (int v = 0; v < kPlanes; ++v) {  // beyond the last one any will do: no result is made of it
+    const int64_t plane = first / 2 + v < planes ? first / 2 + v : planes - 1;
+    args.stream.plane_b[v] = passes.planes + plane * b.batch * b.pitch;
+  }
+  args.rows = {a.scale, a.pitch, passes.beta, nullptr, 0.0f};
+  args.counters = {passes.counters + pass * a.batch * passes.row_tiles * 2, static_cast<int>(passes.row_tiles)};
+  args.positions_a = a.positions, args.index_a = a.index;
+  args.partial = reinterpret_cast<typename HopperArgs<kPlanes>::State*>(passes.partial);
+  args.out = out;
+  args.out.values = static_cast<char*>(out.values) + first * a.positions * element_size(out.type);
+  if (pass > 0) args.out.lse = nullptr;
+  args.values = static_cast<int>(out.value_channels - first < kMostValues ? out.value_channels - first : kMostValues);
+  return launch_hopper(&transfer_hopper_kernel<T, kPlanes>, dim3(static_cast<unsigned>(passes.plan.blocks)),
+                       dim3(hopper::kThreads), sizeof(HopperShared<kPlanes>), stream, maps.a, maps.b, args);
+}
 
 template <class T>
 struct HopperSpace {
   TileSide<T> a, b;
-  int64_t row_tiles, passes;
-  int64_t counters;  // of one launch
-  int* counter;
-  hopper::Plan plan;
-  Place* planes;   // (ceil(V / 2), B, pitch_b)
-  float* partial;  // the states of one launch's fragments
+  int64_t counter_count;
+  int* counters;
+  Place* planes;  // (ceil(V / 2), B, pitch_b)
+  Passes<T> passes;
   size_t bytes;
 
   HopperSpace(const TransferParams& p, void* base) {
@@ -94,33 +104,49 @@ struct HopperSpace {
     const int64_t na = p.height_a * p.width_a, nb = p.height_b * p.width_b;
     a = take_tile_side<T>(arena, p.batch, na, p.channels, terms_of(p.fa.dtype, p.precision));
     b = take_tile_side<T>(arena, p.batch, nb, p.channels, terms_of(p.fa.dtype, p.precision));
-    row_tiles = ceil_div(na, hopper::kRows);
-    const bool masked = p.mask_a.data != nullptr || p.mask_b.data != nullptr;
-    plan = hopper::plan(p.batch, row_tiles, nb, a.depth, masked, multiprocessors());
-    passes = ceil_div(p.value_channels, kMostValues);
-    counters = p.batch * row_tiles * 2;
-    counter = arena.take<int>(passes * counters);
+    counter_count = Passes<T>::counter_count(p.batch, na, p.value_channels);
+    counters = arena.take<int>(counter_count);
     planes = arena.take<Place>(ceil_div(p.value_channels, 2) * p.batch * b.pitch);
-    partial = arena.take<float>(plan.fragments * p.batch * na * (2 + 2 * planes_of(p.value_channels)));
+    const bool masked = p.mask_a.data != nullptr || p.mask_b.data != nullptr;
+    passes.take(arena, a, b, masked, p.value_channels, multiprocessors());
+    passes.columns = b.scale, passes.planes = planes, passes.beta = p.beta, passes.counters = counters;
     bytes = arena.bytes();
   }
 };
 
 template <class T>
-Status gather(const TransferParams& p, const HopperSpace<T>& space, Stream stream) {
-  GatherArgs args;
-  args.values = p.values;
-  args.index = space.b.index, args.count = space.b.count;
-  args.positions_b = space.b.positions, args.pitch_b = space.b.pitch;
-  args.value_channels = static_cast<int>(p.value_channels);
-  args.width_a = static_cast<int>(p.width_a), args.width_b = static_cast<int>(p.width_b);
-  args.batch = static_cast<int>(p.batch);
-  args.planes = space.planes;
-  args.mask_a = p.mask_a, args.positions_a = space.a.positions, args.out = static_cast<float*>(p.out.data);
-  const int64_t pairs = ceil_div(p.value_channels, 2) * p.batch * (space.b.pitch / kGatherThreads);
-  const int64_t pixels = p.mask_a.data == nullptr ? 0 : ceil_div(p.batch * space.a.positions, kGatherThreads);
+Status forward(const TransferParams& p, void* workspace, Stream stream) {
+  const HopperSpace<T> space(p, workspace);
+  const TileSource source_a{p.fa, p.mask_a, p.width_a, p.height_a, p.normalize, SplitRole::kFirst};
+  const TileSource source_b{p.fb, p.mask_b, p.width_b, p.height_b, p.normalize, SplitRole::kSecond};
+  PackExtras extras;
+  extras.a.lse = p.lse;
+  extras.counters = space.counters, extras.counter_count = space.counter_count;
+  if (Status s = pack_tiles(source_a, source_b, space.a, space.b, extras, stream); !s.ok()) return s;
+
+  GatherArgs gather;
+  gather.values = p.values;
+  gather.index = space.b.index, gather.count = space.b.count;
+  gather.positions_b = space.b.positions, gather.pitch_b = space.b.pitch;
+  gather.value_channels = static_cast<int>(p.value_channels), gather.width_b = static_cast<int>(p.width_b);
+  gather.batch = static_cast<int>(p.batch);
+  gather.planes = space.planes;
+  if (p.mask_a.data != nullptr) gather.cleared = static_cast<float*>(p.out.data);
+  gather.mask_a = p.mask_a, gather.positions_a = space.a.positions, gather.width_a = static_cast<int>(p.width_a);
+  if (Status s = launch_gather(gather, stream); !s.ok()) return s;
+
+  Output out;
+  out.values = p.out.data, out.value_channels = p.value_channels, out.lse = static_cast<float*>(p.lse.data);
+  return run_passes(space.passes, out, stream);
+}
+
+}  // namespace
+
+Status launch_gather(const GatherArgs& args, Stream stream) {
+  const int64_t pairs = ceil_div(args.value_channels, 2) * args.batch * (args.pitch_b / kGatherThreads);
+  const int64_t pixels = args.cleared == nullptr ? 0 : ceil_div(args.batch * args.positions_a, kGatherThreads);
   if (pairs + pixels > INT32_MAX) return {"transfer: too many values for one launch"};
-  return dispatch_floating(p.values.dtype, [&](auto tag) -> Status {
+  return dispatch_floating(args.values.dtype, [&](auto tag) -> Status {
     using S = typename decltype(tag)::type;
     if constexpr (sizeof(S) > sizeof(float)) {
       return {"transfer: values need to be float64 if and only if fa is"};
@@ -131,51 +157,16 @@ Status gather(const TransferParams& p, const HopperSpace<T>& space, Stream strea
   });
 }
 
-// The pass-th 8 values.
-template <int kPlanes, class T>
-Status launch_pass(const TransferParams& p, const HopperSpace<T>& space, int64_t pass, const hopper::Maps& maps,
-                   Stream stream) {
-  const int64_t first = pass * kMostValues, planes = ceil_div(p.value_channels, 2);
-  HopperArgs<kPlanes> args;
-  args.stream.count_a = space.a.count, args.stream.count_b = space.b.count;
-  args.stream.images = static_cast<int>(p.batch), args.stream.most_fragments = space.plan.fragments;
-  args.stream.slabs = space.plan.slabs;
-  args.stream.pitch_b = space.b.pitch, args.stream.scale_b = space.b.scale;
-  for (int v = 0; v < kPlanes; ++v) {  // beyond the last one any will do: no result is made of it
-    const int64_t plane = first / 2 + v < planes ? first / 2 + v : planes - 1;
-    args.stream.plane_b[v] = space.planes + plane * p.batch * space.b.pitch;
-  }
-  args.rows = {space.a.scale, space.a.pitch, p.beta, nullptr, 0.0f};
-  args.counters = {space.counter + pass * space.counters, static_cast<int>(space.row_tiles)};
-  args.positions_a = space.a.positions, args.index_a = space.a.index;
-  args.partial = reinterpret_cast<typename HopperArgs<kPlanes>::State*>(space.partial);
-  args.out = static_cast<float*>(p.out.data) + first * space.a.positions;
-  args.value_channels = p.value_channels;
-  args.values = static_cast<int>(p.value_channels - first < kMostValues ? p.value_channels - first : kMostValues);
-  args.lse = pass == 0 ? static_cast<float*>(p.lse.data) : nullptr;
-  return launch_hopper(&transfer_hopper_kernel<T, kPlanes>, dim3(static_cast<unsigned>(space.plan.blocks)),
-                       dim3(hopper::kThreads), sizeof(HopperShared<kPlanes>), stream, maps.a, maps.b, args);
-}
-
 template <class T>
-Status forward(const TransferParams& p, void* workspace, Stream stream) {
-  const HopperSpace<T> space(p, workspace);
-  const TileSource source_a{p.fa, p.mask_a, p.width_a, p.height_a, p.normalize, SplitRole::kFirst};
-  const TileSource source_b{p.fb, p.mask_b, p.width_b, p.height_b, p.normalize, SplitRole::kSecond};
-  PackExtras extras;
-  extras.a.lse = p.lse;
-  extras.counters = space.counter, extras.counter_count = space.passes * space.counters;
-  if (Status s = pack_tiles(source_a, source_b, space.a, space.b, extras, stream); !s.ok()) return s;
-  if (Status s = gather(p, space, stream); !s.ok()) return s;
-
+Status run_passes(const Passes<T>& passes, const Output& out, Stream stream) {
   hopper::Maps maps;
-  if (Status s = hopper::make_maps(maps, space.a, space.b); !s.ok()) return s;
-  for (int64_t pass = 0; pass < space.passes; ++pass) {
+  if (Status s = hopper::make_maps(maps, passes.a, passes.b); !s.ok()) return s;
+  for (int64_t pass = 0; pass < passes_of(out.value_channels); ++pass) {
     const auto launch_with = [&](auto planes) {
-      return launch_pass<decltype(planes)::value>(p, space, pass, maps, stream);
+      return launch_pass<decltype(planes)::value>(passes, out, pass, maps, stream);
     };
     Status s;
-    switch (planes_of(p.value_channels - pass * kMostValues)) {
+    switch (planes_of(out.value_channels - pass * kMostValues)) {
       case 1: s = launch_with(std::integral_constant<int, 1>{}); break;
       case 2: s = launch_with(std::integral_constant<int, 2>{}); break;
       default: s = launch_with(std::integral_constant<int, kMostPlanes>{}); break;
@@ -184,8 +175,8 @@ Status forward(const TransferParams& p, void* workspace, Stream stream) {
   }
   return {};
 }
-
-}  // namespace
+template Status run_passes(const Passes<Half>&, const Output&, Stream);
+template Status run_passes(const Passes<BFloat16>&, const Output&, Stream);
 
 const char* why_not_hopper(const TransferParams& p, int capability) {
   if (const char* reason = hopper::why_not(p, capability)) return reason;

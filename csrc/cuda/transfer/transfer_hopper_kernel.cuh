@@ -16,6 +16,10 @@
 //   14 instructions of the softmax. With the loads and what a tile needs once the code has 9.0, 11.2 or 15.6, which is
 //   0.071, 0.088 or 0.122 clocks. They overlap; docs/kernels/match.md has the model of all units.
 // Fraction of the limit reached: not measured yet.
+// The backward takes the same kernel for what values get, sum_i p_ij g_i = m_j sum_i exp(beta s_ij - lse_i) g_i: rows
+// are
+//   pixels of b, columns pixels of a with -lse for the logarithm of their weight and the incoming gradient for values.
+//   So all of it is float32, whatever the type of the values is, and needs no matrix of p.
 // A row tile that blocks share leaves a state for each fragment; who comes last merges them, in the order of columns.
 #pragma once
 
@@ -26,6 +30,17 @@
 
 namespace cosegflow::transfer_cuda {
 
+constexpr int kMostPlanes = 4, kMostValues = 2 * kMostPlanes;  // of a launch
+
+// Where the rows' results go.
+struct Output {
+  void* values = nullptr;  // (B, value_channels, Na)
+  DType type = DType::kFloat32;
+  int64_t value_channels = 0;
+  float* lse = nullptr;   // (B, Na), or null where another launch writes it
+  bool gradient = false;  // of values: sums of p g instead of means
+};
+
 template <int kPlanes>
 struct HopperArgs {
   using State = ValueSoftmax<2 * kPlanes>;
@@ -35,23 +50,34 @@ struct HopperArgs {
   int64_t positions_a;  // rows that an image has room for
   const int* index_a;   // (B, Na)
   State* partial;       // (fragments, B, Na)
-  // (B, value_channels, Na) from the launch's first value on, and how many it has, at most 2 kPlanes.
-  float* out;
-  int64_t value_channels;
-  int values;
-  float* lse;  // (B, Na), or null where another launch writes it
+  Output out;           // from the launch's first value on
+  int values;           // that it has, at most 2 kPlanes
 };
 
+__device__ __forceinline__ void store_value(const Output& out, int64_t at, float value) {
+  switch (out.type) {
+    case DType::kFloat16: static_cast<Half*>(out.values)[at] = from_float<Half>(value); break;
+    case DType::kBFloat16: static_cast<BFloat16*>(out.values)[at] = from_float<BFloat16>(value); break;
+    default: static_cast<float*>(out.values)[at] = value;
+  }
+}
+
+// log_weight: the row's own, which only the gradient of values knows.
 template <int kPlanes>
 __device__ __forceinline__ void write_row(const HopperArgs<kPlanes>& args, int64_t image, int64_t pixel,
-                                          const typename HopperArgs<kPlanes>::State& state) {
-  const float inverse = state.empty() ? 0.0f : 1.0f / state.total;
-  float* const out = args.out + image * args.value_channels * args.positions_a + pixel;
+                                          float log_weight, const typename HopperArgs<kPlanes>::State& state) {
+  float factor = state.empty() ? 0.0f : 1.0f / state.total;
+  if (args.out.gradient && !state.empty()) {
+    // exp of the log-sum-exp of log p. No p is above 1: where logits are so large that rounding says otherwise, it
+    // is 1.
+    factor *= exp_of(state.log_sum_exp() + log_weight - max_of(state.peak + log_weight, 0.0f));
+  }
+  const int64_t first = image * args.out.value_channels * args.positions_a + pixel;
 #pragma unroll
   for (int v = 0; v < 2 * kPlanes; ++v) {
-    if (v < args.values) out[v * args.positions_a] = state.value[v] * inverse;
+    if (v < args.values) store_value(args.out, first + v * args.positions_a, state.value[v] * factor);
   }
-  if (args.lse != nullptr) args.lse[image * args.positions_a + pixel] = state.log_sum_exp();
+  if (args.out.lse != nullptr) args.out.lse[image * args.positions_a + pixel] = state.log_sum_exp();
 }
 
 template <int kPlanes>
@@ -77,7 +103,8 @@ __device__ __forceinline__ void finish_rows(const HopperArgs<kPlanes>& args, con
   }
   if (row >= rows) return;
   if (args.stream.count_b[strip.image] == 0) mine.clear();  // a NaN of the row times the zeros of no target
-  write_row(args, strip.image, args.index_a[at], mine);
+  const Scale& scale = args.rows.scale_a[strip.image * args.rows.pitch_a + first + row];
+  write_row(args, strip.image, args.index_a[at], args.out.gradient ? scale.log_weight : 0.0f, mine);
 }
 
 template <class T, int kPlanes>

@@ -12,6 +12,7 @@ struct CorrelationParams {
   bool relu = false;       // clip at 0
   bool simple = false;     // CUDA: the plainly right kernels instead of the fast ones
   bool portable = false;   // CUDA: of the fast kernels those that run on every architecture, not this one's own
+  size_t chunk_bytes = 0;  // CUDA, backward: about how much of the gated volume's gradient exists at a time; 0: default
   // CUDA, float32: how the forward's products are rounded on the way to float32 sums.
   Precision precision = Precision::kHighest;
 
