@@ -30,9 +30,9 @@ SHAPES = {
     "three slabs, four places": (2, 192, 40, 20, 18, 16),
     "planes, streamed, bands of row tiles": (1, 264, 50, 48, 13, 16),
     "odd sizes, streamed": (1, 328, 20, 26, 25, 21),
-    "planes, wide tiles": (1, 264, 48, 48, 16, 23),
-    "odd sizes, wide tiles": (1, 264, 47, 47, 5, 73),
-    "wide tiles where float32 is three terms": (1, 88, 48, 48, 16, 23),
+    "planes, streamed, last columns few": (1, 264, 48, 48, 16, 23),
+    "odd sizes, streamed, one row of b": (1, 264, 47, 47, 5, 73),
+    "float32 streamed as three terms": (1, 88, 48, 48, 16, 23),
     "more images than lanes": (40, 16, 3, 4, 2, 8),
 }
 PLANES = "planes, a tile that is not full"
@@ -95,7 +95,7 @@ def test_shapes(run, name):
         assert_no_worse(ours, plain, exact, 30 * EPS[torch.float32], f"{dtype} {normalize} {relu}")
 
 
-@pytest.mark.parametrize("name", ["odd sizes", "odd sizes, streamed", "wide tiles where float32 is three terms"])
+@pytest.mark.parametrize("name", ["odd sizes", "odd sizes, streamed", "float32 streamed as three terms"])
 @pytest.mark.parametrize("precision", ["high", "medium"])
 @pytest.mark.parametrize("portable", [False, True], ids=["hopper", "portable"])
 def test_float32_error_rule(run, name, precision, portable):
@@ -135,7 +135,7 @@ def test_order_does_not_matter():
     module = backends.hostsim_module()
     for name, dtype in (
         ("planes, several strips in a block", torch.float16),
-        ("odd sizes, wide tiles", torch.bfloat16),
+        ("odd sizes, streamed, one row of b", torch.bfloat16),
     ):
         fa, fb = pair(SHAPES[name], dtype)
         results = []

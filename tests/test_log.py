@@ -75,7 +75,8 @@ def test_the_kernels_say_what_they_are():
     said = run([sys.executable, "-c", code], COSEGFLOW_LOG="1").stderr.splitlines()
     asked = "simple kernels: the simple kernels were asked for"
     expected = [
-        'correlation: portable kernels (FMA): float32 at precision "highest" takes multiply-adds, as accurate as float32',
+        'correlation: portable kernels (FMA): float32 at precision "highest" takes multiply-adds, as accurate as '
+        "float32",
         "soft_argmax: streaming kernels",
         f"correlation: {asked}",
         f"soft_argmax: {asked}",

@@ -19,7 +19,7 @@ CASES = {
     "an image at a time": ((3, 40, 12, 11, 13, 10), 1 << 17),
     "runs of rows, the last one short": ((2, 40, 30, 21, 21, 16), 1 << 18),
     "runs of rows, many channels": ((1, 264, 24, 24, 9, 10), 1),
-    "partial sums": ((1, 16, 40, 33, 36, 41), 0),
+    "partial sums": ((1, 16, 16, 16, 40, 41), 0),
     "odd channels": ((2, 33, 9, 10, 11, 12), 0),
 }
 TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 6e-4}  # of norms: about the rounding of ds and that of the result

@@ -414,7 +414,7 @@ def test_registers_change_hands(sim):  # noqa: F811
     [
         (1, "was not called by all four warps of warpgroup 0"),
         (2, "take_registers: the warps of a warpgroup disagree"),
-        (3, "the warpgroups take 66560 registers, there are 65536"),
+        (3, "the warpgroups take 66560 registers, the block was launched with 64512"),
         (4, r"take_registers<160>\(\) at .*: the warpgroup has 168 registers a thread"),
     ],
 )

@@ -21,7 +21,7 @@ def verified_from(folder, *results):
 def a_result(date="2026-01-01", bad_test=False, disagrees=None, **changes):
     checks = {}
     for path in ("portable", "hopper"):
-        for op in ("match", "correlation"):
+        for op in ("match", "local_correlation"):
             for case in CASES.get((op, path), ()):
                 key = f"{op} {path} {case_name(*case)}"
                 status = "disagrees" if disagrees == key else "agrees"
@@ -34,7 +34,7 @@ def a_result(date="2026-01-01", bad_test=False, disagrees=None, **changes):
     return {**common, "self_check": checks, "tests": rows, **changes}
 
 
-ALL = [("correlation", "portable", "sm_90"), ("match", "hopper", "sm_90"), ("match", "portable", "sm_90")]
+ALL = [("local_correlation", "portable", "sm_90"), ("match", "hopper", "sm_90"), ("match", "portable", "sm_90")]
 
 
 def test_verified_needs_agreement_and_all_tests(tmp_path):

@@ -190,8 +190,8 @@ MORE_SIZES: dict[tuple[str, str], tuple[Size, ...]] = {
     (op, HOPPER): ((2, 330, 24, 37, 20, 33), (2, 136, 60, 70, 50, 60), (40, 24, 30, 31, 10, 12))
     for op in WITH_PRECISION
 }
-# Without packing, images that are multiples of 8 pixels; in wide tiles and narrow ones (correlation_hopper_cuda.cu).
-MORE_SIZES["correlation", HOPPER] += ((2, 330, 24, 36, 20, 34), (2, 330, 24, 40, 48, 48), (2, 330, 24, 37, 47, 49))
+# Without packing: images that are multiples of 8 pixels.
+MORE_SIZES["correlation", HOPPER] += ((2, 330, 24, 36, 20, 34),)
 
 HALVES = ((torch.float16, 0), (torch.bfloat16, 0))
 # What each path takes: dtype and precision (ops/_precision.py).

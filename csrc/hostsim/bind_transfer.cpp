@@ -59,8 +59,8 @@ py::tuple forward(const py::array& fa, const py::array& fb, const py::array& val
 
 py::tuple backward(const py::array& grad_out, const py::array& fa, const py::array& fb, const py::array& values,
                    const py::object& mask_a, const py::object& mask_b, const py::array& beta, const py::array& out,
-                   const py::array& lse, bool normalize, bool simple, const std::vector<bool>& need,
-                   size_t chunk_bytes, bool portable) {
+                   const py::array& lse, bool normalize, bool simple, const std::vector<bool>& need, size_t chunk_bytes,
+                   bool portable) {
   TransferParams p = common(fa, fb, values, mask_a, mask_b, beta, normalize, simple, chunk_bytes);
   p.portable = portable;
   p.out = view<4>(out, "out"), p.lse = view<3>(lse, "lse"), p.grad_out = view<4>(grad_out, "grad_out");

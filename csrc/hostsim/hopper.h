@@ -47,8 +47,7 @@ SharedOperand shared_operand(const void* tile, uint64_t layout, bool turned);
 void wgmma_fence(Place place);
 void wgmma_commit(Place place);
 void wgmma_wait(int pending, Place place);
-// m64 n<columns> k16, 128 or 192 columns; d: the lane's columns / 2 registers.
-void wgmma_m64k16(float* d, int columns, SharedOperand a, SharedOperand b, bool accumulate, bool bfloat16, Place place);
+void wgmma_m64n128k16(float (&d)[64], SharedOperand a, SharedOperand b, bool accumulate, bool bfloat16, Place place);
 
 // ---- warpgroups (warpgroup.cpp) -------------------------------------------------------------------------------------
 

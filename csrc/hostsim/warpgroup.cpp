@@ -8,7 +8,7 @@ namespace cosegflow {
 namespace hostsim {
 namespace {
 
-constexpr int kRegisters = 65536;  // of a multiprocessor
+constexpr int kRegisters = 65536;  // of a multiprocessor; a block hands around what it was launched with, not all
 
 struct NamedBarrier {
   int threads = 0;  // of the present round
@@ -99,7 +99,11 @@ std::string end_block_warpgroups() {
     }
     sum += 128 * (g.registers_after.empty() ? launched_registers() : g.registers_after.back());
   }
-  if (sum > kRegisters) return "the warpgroups take " + std::to_string(sum) + " registers, there are 65536";
+  const int pool = launched_registers() * block_threads;
+  if (sum > pool) {  // on the hardware the last one to take waits for ever
+    return "the warpgroups take " + std::to_string(sum) + " registers, the block was launched with " +
+           std::to_string(pool);
+  }
   return {};
 }
 

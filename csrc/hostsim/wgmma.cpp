@@ -18,11 +18,10 @@ namespace cosegflow {
 namespace hostsim {
 namespace {
 
-constexpr int kM = 16, kMostN = 192, kK = 16;  // of one warp: d (kM x columns) in columns / 2 registers a lane
+constexpr int kM = 16, kN = 128, kK = 16, kD = 64;  // of one warp: d (kM x kN) in kD registers a lane
 
 struct alignas(64) Accumulator {
-  float tile[kM][kMostN];
-  int columns;     // of the tile: 128 or 192
+  float tile[kM][kN];
   float* d[32];    // each lane's registers, NaN until the last operation on them is done
   int operations;  // in flight
   Place place;     // of the newest
@@ -64,7 +63,7 @@ std::string text(const Place& p) { return std::string(p.file) + ":" + std::to_st
 template <class Visit>
 void for_each_register(Accumulator& acc, Visit visit) {
   for (int t = 0; t < 32; ++t) {
-    for (int j = 0; j < acc.columns / 8; ++j) {
+    for (int j = 0; j < kN / 8; ++j) {
       for (int h = 0; h < 2; ++h) {
         for (int e = 0; e < 2; ++e)
           visit(acc.d[t][4 * j + 2 * h + e], acc.tile[8 * h + t / 4][8 * j + 2 * (t % 4) + e]);
@@ -75,13 +74,13 @@ void for_each_register(Accumulator& acc, Visit visit) {
 
 void take(Accumulator& acc) {
   for_each_register(acc, [](float& d, float& element) { element = d; });
-  for (float* d : acc.d) std::memset(d, 0xff, static_cast<size_t>(acc.columns) / 2 * sizeof(float));
+  for (float* d : acc.d) std::memset(d, 0xff, kD * sizeof(float));
 }
 
 void check_untouched(const Accumulator& acc, const char* when, const Place& place) {
   for (int t = 0; t < 32; ++t) {
     uint32_t all = 0xffffffffu;
-    for (int i = 0; i < acc.columns / 2; ++i) all &= detail::float_to_bits(acc.d[t][i]);
+    for (int i = 0; i < kD; ++i) all &= detail::float_to_bits(acc.d[t][i]);
     if (all != 0xffffffffu) {
       fail("%s at %s: lane %d has written registers of the wgmma issued at %s, which was in flight", when,
            text(place).c_str(), t, text(acc.place).c_str());
@@ -140,20 +139,21 @@ class OperandReader {
 };
 constexpr uintptr_t OperandReader::kMasks[4];
 
-// Rows [first, first + rows) of an operand at its 16 depths.
-void read_operand(SharedOperand operand, int first, int rows, bool bfloat16, float (*out)[kK]) {
+// Rows [first, first + Rows) of an operand at its 16 depths.
+template <int Rows>
+void read_operand(SharedOperand operand, int first, bool bfloat16, float (&out)[Rows][kK]) {
   const OperandReader reader(operand, bfloat16);
   float numbers[8];
   if (operand.turned) {
     for (int k = 0; k < kK; ++k) {
-      for (int r = 0; r < rows; r += 8) {
+      for (int r = 0; r < Rows; r += 8) {
         reader.read((first + r) / 64, k, (first + r) % 64 / 8, numbers);
         for (int i = 0; i < 8; ++i) out[r + i][k] = numbers[i];
       }
     }
     return;
   }
-  for (int r = 0; r < rows; ++r) {
+  for (int r = 0; r < Rows; ++r) {
     for (int chunk = 0; chunk < 2; ++chunk) {
       reader.read(0, first + r, chunk, numbers);
       std::memcpy(&out[r][8 * chunk], numbers, sizeof(numbers));
@@ -164,14 +164,14 @@ void read_operand(SharedOperand operand, int first, int rows, bool bfloat16, flo
 using Floats = float __attribute__((vector_size(32)));  // 8
 
 // d += a b^T: sums in float32, k ascending; the products are exact.
-void multiply(const float (&a)[kM][kK], const float (&b)[kMostN][kK], int columns, float (&d)[kM][kMostN]) {
-  alignas(32) float by_k[kK][kMostN];
-  for (int n = 0; n < columns; ++n) {
+void multiply(const float (&a)[kM][kK], const float (&b)[kN][kK], float (&d)[kM][kN]) {
+  alignas(32) float by_k[kK][kN];
+  for (int n = 0; n < kN; ++n) {
     for (int k = 0; k < kK; ++k) by_k[k][n] = b[n][k];
   }
   constexpr int kAtOnce = 8;  // vectors
   for (int m = 0; m < kM; ++m) {
-    for (int n = 0; n < columns; n += 8 * kAtOnce) {
+    for (int n = 0; n < kN; n += 8 * kAtOnce) {
       auto* const out = reinterpret_cast<Floats*>(&d[m][n]);
       Floats sum[kAtOnce];
 #pragma GCC unroll 8
@@ -188,12 +188,12 @@ void multiply(const float (&a)[kM][kK], const float (&b)[kMostN][kK], int column
 }
 
 void carry_out(const Operation& op, int warp) {
-  float a[kM][kK], b[kMostN][kK];
+  float a[kM][kK], b[kN][kK];
+  read_operand(op.a, warp % 4 * kM, op.bfloat16, a);
+  read_operand(op.b, 0, op.bfloat16, b);
   Accumulator& acc = *op.accumulator;
-  read_operand(op.a, warp % 4 * kM, kM, op.bfloat16, a);
-  read_operand(op.b, 0, acc.columns, op.bfloat16, b);
   if (!op.accumulate) std::memset(acc.tile, 0, sizeof(acc.tile));
-  multiply(a, b, acc.columns, acc.tile);
+  multiply(a, b, acc.tile);
 }
 
 // ---- what a warp does together ----------------------------------------------------------------------------------
@@ -204,69 +204,62 @@ int this_warp() {
   return warp;
 }
 
-std::string called(int columns) { return "wgmma_m64n" + std::to_string(columns) + "k16"; }
-
-void check_operand(SharedOperand operand, int rows, const char* name, const std::string& called, const Place& place) {
+void check_operand(SharedOperand operand, int rows, const char* name, const Place& place) {
   const auto within = reinterpret_cast<uintptr_t>(operand.start) % 1024;
   if (operand.turned) {  // 16 lines of each box
     for (int box = 0; box < rows / 64; ++box) {
       const auto offset = static_cast<int>(operand.layout >> 16 & 0x3fff) * 16 * box;
-      check_shared(operand.start + offset, 2048, 1024, called.c_str());
+      check_shared(operand.start + offset, 2048, 1024, "wgmma_m64n128k16");
     }
     return;
   }
   if (within % 32 != 0 || within > 96) {
-    fail("%s() at %s: the descriptor of %s is not of a row 0 and a depth of 0, 16, 32 or 48", called.c_str(),
+    fail("wgmma_m64n128k16() at %s: the descriptor of %s is not of a row 0 and a depth of 0, 16, 32 or 48",
          text(place).c_str(), name);
   }
   if ((operand.layout >> 32 & 0x3fff) * 16 != 1024) {
-    fail("%s() at %s: groups of 8 rows of %s are not 1024 bytes apart", called.c_str(), text(place).c_str(), name);
+    fail("wgmma_m64n128k16() at %s: groups of 8 rows of %s are not 1024 bytes apart", text(place).c_str(), name);
   }
-  check_shared(operand.start - within, static_cast<size_t>(rows) * 128, 1024, called.c_str());
+  check_shared(operand.start - within, static_cast<size_t>(rows) * 128, 1024, "wgmma_m64n128k16");
 }
 
 struct MultiplyLane {
   float* d;
-  int columns;
   SharedOperand a, b;
   bool accumulate, bfloat16;
   Place place;
 
   static void combine(void* const* lane, unsigned) {
     const auto& me = *static_cast<MultiplyLane*>(lane[0]);
-    const std::string place = text(me.place), name = called(me.columns);
+    const std::string place = text(me.place);
     for (int i = 1; i < 32; ++i) {
       const auto& other = *static_cast<MultiplyLane*>(lane[i]);
-      if (other.columns != me.columns || other.a.start != me.a.start || other.b.start != me.b.start ||
-          other.accumulate != me.accumulate || other.bfloat16 != me.bfloat16) {
-        fail("%s() at %s: lanes of a warp disagree", name.c_str(), place.c_str());
+      if (other.a.start != me.a.start || other.b.start != me.b.start || other.accumulate != me.accumulate ||
+          other.bfloat16 != me.bfloat16) {
+        fail("wgmma_m64n128k16() at %s: lanes of a warp disagree", place.c_str());
       }
     }
-    check_operand(me.a, 64, "a", name, me.place);
-    check_operand(me.b, me.columns, "b", name, me.place);
+    check_operand(me.a, 64, "a", me.place);
+    check_operand(me.b, 128, "b", me.place);
     const int number = this_warp();
     Warp& warp = warps[static_cast<size_t>(number)];
-    compare_with_others(number, {me.a.start, me.b.start, me.accumulate, me.bfloat16}, name, place);
+    compare_with_others(number, {me.a.start, me.b.start, me.accumulate, me.bfloat16}, place);
 
     Accumulator* acc = nullptr;
     for (const auto& other : warp.accumulators) {
       if (other->d[0] == me.d) acc = other.get();
     }
     if (acc == nullptr) {
-      if (!warp.fenced) {
-        fail("%s() at %s: no wgmma_fence() since the last wgmma_wait()", name.c_str(), place.c_str());
-      }
+      if (!warp.fenced) fail("wgmma_m64n128k16() at %s: no wgmma_fence() since the last wgmma_wait()", place.c_str());
       warp.accumulators.push_back(std::make_unique<Accumulator>());
       acc = warp.accumulators.back().get();
-      acc->columns = me.columns;
       for (int i = 0; i < 32; ++i) acc->d[i] = static_cast<MultiplyLane*>(lane[i])->d;
       take(*acc);
     } else {
-      if (acc->columns != me.columns) fail("%s() at %s: registers of another shape", name.c_str(), place.c_str());
-      check_untouched(*acc, (name + "()").c_str(), me.place);
+      check_untouched(*acc, "wgmma_m64n128k16()", me.place);
       for (int i = 0; i < 32; ++i) {
         if (acc->d[i] != static_cast<MultiplyLane*>(lane[i])->d) {
-          fail("%s() at %s: lanes of a warp name different registers", name.c_str(), place.c_str());
+          fail("wgmma_m64n128k16() at %s: lanes of a warp name different registers", place.c_str());
         }
       }
     }
@@ -276,7 +269,7 @@ struct MultiplyLane {
   }
 
   // The four warps of a warpgroup issue the same operations.
-  static void compare_with_others(int number, Issued mine, const std::string& name, const std::string& place) {
+  static void compare_with_others(int number, Issued mine, const std::string& place) {
     Warpgroup& group = warpgroups[static_cast<size_t>(number / 4)];
     const uint64_t turn = warps[static_cast<size_t>(number)].issued++;
     if (turn - group.dropped == group.log.size()) {
@@ -286,7 +279,7 @@ struct MultiplyLane {
     const Issued& first = group.log[turn - group.dropped];
     if (first.a != mine.a || first.b != mine.b || first.accumulate != mine.accumulate ||
         first.bfloat16 != mine.bfloat16) {
-      fail("%s() at %s: the warps of a warpgroup disagree on its operands", name.c_str(), place.c_str());
+      fail("wgmma_m64n128k16() at %s: the warps of a warpgroup disagree on its operands", place.c_str());
     }
     uint64_t all = turn + 1;  // operations that all four have issued
     for (int w = number / 4 * 4; w < number / 4 * 4 + 4; ++w) {
@@ -374,11 +367,9 @@ void wgmma_wait(int pending, Place place) {
   warp_collective("wgmma_wait", 0xffffffffu, &lane, &WaitLane::combine, true);
 }
 
-void wgmma_m64k16(float* d, int columns, SharedOperand a, SharedOperand b, bool accumulate, bool bfloat16,
-                  Place place) {
-  MultiplyLane lane{d, columns, a, b, accumulate, bfloat16, place};
-  warp_collective(columns == 128 ? "wgmma_m64n128k16" : "wgmma_m64n192k16", 0xffffffffu, &lane, &MultiplyLane::combine,
-                  true);
+void wgmma_m64n128k16(float (&d)[64], SharedOperand a, SharedOperand b, bool accumulate, bool bfloat16, Place place) {
+  MultiplyLane lane{d, a, b, accumulate, bfloat16, place};
+  warp_collective("wgmma_m64n128k16", 0xffffffffu, &lane, &MultiplyLane::combine, true);
 }
 
 }  // namespace hostsim

@@ -110,21 +110,9 @@ bool reads_planes(const CorrelationParams& p) {
          dense_planes(p.fb, p.batch, p.channels, p.height_b, p.width_b);
 }
 
-// Wide tiles where rows are streamed: a slab of them takes 1.5 times as long on the tensor cores as one of the narrow
-// ones, but 1.28 times as long in shared memory, which limits those (144 of 128 bytes a clock), and moves 1.17 times as
-// many bytes from the second-level cache. Not where they waste so many columns, or fill the last turn so badly, that
-// the busiest block takes longer.
-bool takes_wide(int64_t row_tiles, int64_t cols, int slabs) {
-  if (slabs <= kResidentSlabs) return false;
-  constexpr int64_t kNarrowClocks = 1024 * 144 / 128, kWideClocks = 1536;  // of a slab
-  const int64_t turns_narrow = ceil_div(row_tiles * ceil_div(cols, kNarrow), multiprocessors());
-  const int64_t turns_wide = ceil_div(row_tiles * ceil_div(cols, kWide), multiprocessors());
-  return turns_wide * kWideClocks < turns_narrow * kNarrowClocks;
-}
-
-TileOrder order_of(int64_t images, int64_t rows, int64_t cols, int width, int slabs) {
+TileOrder order_of(int64_t images, int64_t rows, int64_t cols, int slabs) {
   TileOrder order;
-  order.row_tiles = static_cast<int>(ceil_div(rows, kRows)), order.col_tiles = static_cast<int>(ceil_div(cols, width));
+  order.row_tiles = static_cast<int>(ceil_div(rows, kRows)), order.col_tiles = static_cast<int>(ceil_div(cols, kCols));
   order.tiles = static_cast<int>(images) * order.row_tiles * order.col_tiles;
   const bool resident = slabs <= kResidentSlabs;
   order.run = resident ? static_cast<int>(ceil_div(order.tiles, multiprocessors())) : 1;
@@ -138,7 +126,6 @@ struct HopperSpace {
   TileSide<T> a, b;  // where planes are not read as they are
   Scale *scale_a = nullptr, *scale_b = nullptr;
   HopperArgs<Out> args;
-  int width;  // of a tile
   size_t bytes;
 
   HopperSpace(const CorrelationParams& p, void* base) : planes(reads_planes(p)) {
@@ -154,8 +141,7 @@ struct HopperSpace {
       scale_a = arena.take<Scale>(p.batch * args.pitch_a), scale_b = arena.take<Scale>(p.batch * args.pitch_b);
     }
     args.slabs = static_cast<int>(ceil_div(depth, kDepth));
-    width = takes_wide(p.batch * ceil_div(na, kRows), nb, args.slabs) ? kWide : kNarrow;
-    args.order = order_of(p.batch, na, nb, width, args.slabs);
+    args.order = order_of(p.batch, na, nb, args.slabs);
     args.rows = na, args.cols = nb;
     args.scale_a = p.normalize ? scale_a : nullptr, args.scale_b = p.normalize ? scale_b : nullptr;
     args.corr = static_cast<Out*>(p.corr);
@@ -171,21 +157,16 @@ struct Operands {
   int64_t lines_a, lines_b, depth_a, depth_b;
 };
 
-template <class T, class Out, Major kMajor, int kCols>
-Status launch_tiles(const HopperSpace<T, Out>& space, const Operands& o, int64_t images, Stream stream) {
+template <Major kMajor, class T, class Out>
+Status launch_product(const HopperSpace<T, Out>& space, const Operands& o, int64_t images, Stream stream) {
   constexpr bool kPlanes = kMajor == Major::kMn;
   TensorMap map_a, map_b;
   Status s = make_tensor_map(map_a, o.a, o.depth_a, o.lines_a, images, kPlanes ? kPlaneBox : kRows);
   if (s.ok()) s = make_tensor_map(map_b, o.b, o.depth_b, o.lines_b, images, kPlanes ? kPlaneBox : kCols);
   if (!s.ok()) return s;
   const int blocks = std::min(space.args.order.tiles, multiprocessors());
-  return launch_hopper(&correlation_hopper_kernel<T, Out, kMajor, kCols>, dim3(static_cast<unsigned>(blocks)),
-                       dim3(hopper::kThreads), sizeof(SharedRing<kCols>), stream, map_a, map_b, space.args);
-}
-template <Major kMajor, class T, class Out>
-Status launch_product(const HopperSpace<T, Out>& space, const Operands& operands, int64_t images, Stream stream) {
-  return space.width == kWide ? launch_tiles<T, Out, kMajor, kWide>(space, operands, images, stream)
-                              : launch_tiles<T, Out, kMajor, kNarrow>(space, operands, images, stream);
+  return launch_hopper(&correlation_hopper_kernel<T, Out, kMajor>, dim3(static_cast<unsigned>(blocks)),
+                       dim3(hopper::kThreads), sizeof(SharedRing), stream, map_a, map_b, space.args);
 }
 
 template <class T, class Out>

@@ -1,20 +1,18 @@
 // correlation forward on Hopper: tensor-core products of a warp-specialised pipeline, each tile of the volume stored
 // from the registers that it was accumulated in.
 //
-// Block: one after the other, tiles of 256 rows (pixels of a) x 128 or 192 columns (pixels of b); a producer warp and
-//   two consumer warpgroups of 128 rows each.
+// Block: one after the other, tiles of 256 rows (pixels of a) x 128 columns (pixels of b); a producer warp and two
+//   consumer warpgroups of 128 rows each.
 // Operands: Major::kK, rows of features, channels fastest, as pack_tiles.cuh leaves them; Major::kMn, the planes of a
 //   contiguous feature map as they are, pixels fastest: boxes of 64 x 64 that wgmma reads turned, without any copy.
-// Registers: a consumer thread holds 4 rows x 32 columns of a tile, 128 accumulators of 232 registers; or 4 x 48, 192
-//   of 240, which leaves just enough for an epilogue that takes one row after the other.
-// Shared memory: a ring of 4 stages of 64 channels, 48 or 56 KB each, and the norms of each consumer's tile.
+// Registers: a consumer thread holds 4 rows x 32 columns of a tile, 128 accumulators of 232 registers.
+// Shared memory: a ring of 4 stages of 64 channels, 48 KB each, and the norms of each consumer's tile.
 //   Up to 256 channels the rows stay while a block walks over their columns, and only columns stream.
 // Pipeline: TMA runs up to 4 slabs ahead, across tiles. The consumers take turns, as in hopper/pipeline.cuh: the second
 //   may start a tile when the first has issued kLead slabs of it, and the first its next one when the second has; so
 //   one stores while the other has the tensor cores.
-// A slab of a tile of 128 columns takes 1024 clocks of a multiprocessor's tensor cores, and moves 112 bytes a clock in
-//   shared memory where rows stay, 144 where they are streamed, of 128 that it can. One of 192 columns takes 1536, and
-//   moves 120 bytes a clock; and 37 instead of 48 from the second-level cache.
+// A slab of a tile takes 1024 clocks of a multiprocessor's tensor cores, and moves 112 bytes a clock in shared memory
+//   where rows stay, 144 where they are streamed, of 128 that it can.
 // A score takes about 6 instructions of a thread, 0.05 clocks of a multiprocessor.
 // The volume leaves once: at 4 TB/s that takes as long as the products of C = 240 at 1.83 GHz.
 // Fraction of the limit reached: see docs/kernels/correlation.md.
@@ -31,6 +29,8 @@
 namespace cosegflow::correlation_cuda {
 
 using hopper::kBytesA;
+using hopper::kBytesB;
+using hopper::kCols;
 using hopper::kConsumerWarps;
 using hopper::kDepth;
 using hopper::kLead;
@@ -38,9 +38,6 @@ using hopper::kResidentSlabs;
 using hopper::kRows;
 using hopper::kStages;
 using hopper::kWarpgroupRows;
-
-// Columns of a tile. The narrow one fits everything, the wide one is for rows that are streamed.
-constexpr int kNarrow = hopper::kCols, kWide = 192;
 
 // Which tiles a block computes, and when. All tiles of all images lie on a line, cut into runs that are dealt to the
 // blocks in turn. In an image, bands of `band` row tiles follow each other; within a band row tiles come fastest.
@@ -100,31 +97,6 @@ class TileWalk {
   TilePlace place_;
 };
 
-// The scores of a thread in a tile of its warpgroup (hopper/thread_tile.cuh has that of 128 columns): the layout of two
-// accumulators of 64 rows.
-template <int kCols>
-struct ScoreTile {
-  static constexpr int kRows = 4, kColumns = kCols / 4;
-  using Accumulators = float[2][kCols / 2];
-
-  static __device__ __forceinline__ int row(int r) { return hopper::ThreadTile::row(r); }
-  static __device__ __forceinline__ int column(int c) { return hopper::ThreadTile::column(c); }
-  static __device__ __forceinline__ float& value(Accumulators& acc, int r, int c) {
-    return acc[r / 2][c / 2 * 4 + r % 2 * 2 + c % 2];
-  }
-};
-
-template <class T, Major kMajor>
-__device__ __forceinline__ void multiply_step(float (&d)[64], OperandOf<kMajor> a, OperandOf<kMajor> b,
-                                              bool accumulate) {
-  wgmma_m64n128k16<T>(d, a, b, accumulate);
-}
-template <class T, Major kMajor>
-__device__ __forceinline__ void multiply_step(float (&d)[96], OperandOf<kMajor> a, OperandOf<kMajor> b,
-                                              bool accumulate) {
-  wgmma_m64n192k16<T>(d, a, b, accumulate);
-}
-
 template <class Out>
 struct HopperArgs {
   TileOrder order;
@@ -137,9 +109,7 @@ struct HopperArgs {
   bool relu, vectors;        // VolumeTile
 };
 
-template <int kCols>
 struct SharedRing {
-  static constexpr unsigned kBytesB = kCols * kDepth * 2;
   unsigned char a[kStages][kBytesA];
   unsigned char b[kStages][kBytesB];
   struct Norms {  // 1 / norm
@@ -152,10 +122,7 @@ struct SharedRing {
 };
 
 // Whether rows stay in shared memory while a block walks over their columns.
-template <int kCols>
-__host__ __device__ __forceinline__ constexpr bool rows_stay(int slabs) {
-  return kCols == kNarrow && slabs <= kResidentSlabs;
-}
+__host__ __device__ __forceinline__ constexpr bool rows_stay(int slabs) { return slabs <= kResidentSlabs; }
 
 constexpr int kPlaneBox = kTurnedRows;  // pixels of a box of planes
 
@@ -174,10 +141,10 @@ __device__ __forceinline__ void load_slab(unsigned char* to, const TensorMap& ma
 }
 
 // One thread.
-template <Major kMajor, int kCols>
+template <Major kMajor>
 __device__ __forceinline__ void produce(const TileOrder& order, int slabs, const TensorMap& map_a,
-                                        const TensorMap& map_b, SharedRing<kCols>& shared) {
-  const bool resident = rows_stay<kCols>(slabs);
+                                        const TensorMap& map_b, SharedRing& shared) {
+  const bool resident = rows_stay(slabs);
   unsigned n = 0, loads_a = 0;
   TileWalk walk(order);
   while (walk.next()) {
@@ -187,7 +154,7 @@ __device__ __forceinline__ void produce(const TileOrder& order, int slabs, const
       const unsigned stage = n % kStages;
       Mbarrier* const full = &shared.full[stage];
       mbarrier_wait(&shared.empty[stage], (n / kStages & 1) ^ 1);
-      mbarrier_arrive_expect_bytes(full, SharedRing<kCols>::kBytesB + (with_rows ? kBytesA : 0));
+      mbarrier_arrive_expect_bytes(full, kBytesB + (with_rows ? kBytesA : 0));
       if (with_rows) {
         // Resident rows have a ring of their own. The slab that lay in a place was last read kStages or more slabs ago.
         const unsigned place = resident ? loads_a++ % kStages : stage;
@@ -199,35 +166,35 @@ __device__ __forceinline__ void produce(const TileOrder& order, int slabs, const
 }
 
 // A consumer warpgroup's view of the ring.
-template <class T, Major kMajor, int kCols>
+template <class T, Major kMajor>
 class RingConsumer {
  public:
-  __device__ __forceinline__ RingConsumer(SharedRing<kCols>& shared, int slabs)
+  __device__ __forceinline__ RingConsumer(SharedRing& shared, int slabs)
       : shared_(shared), slabs_(slabs), number_(static_cast<int>(threadIdx.x) / 128 - 1) {}
 
   __device__ __forceinline__ int number() const { return number_; }  // 0 or 1
   // Where resident rows are loaded anew.
   __device__ __forceinline__ void begin_rows() {
-    if (rows_stay<kCols>(slabs_)) resident_ = loads_a_, loads_a_ += slabs_;
+    if (rows_stay(slabs_)) resident_ = loads_a_, loads_a_ += slabs_;
   }
 
   // The tile's scores: acc[m] holds rows 64 m + ... of this warpgroup.
-  __device__ __forceinline__ void multiply(typename ScoreTile<kCols>::Accumulators& acc) {
+  __device__ __forceinline__ void multiply(hopper::ThreadTile::Accumulators& acc) {
     wait_for_turn();
     keep_in_registers(acc[0]);
     keep_in_registers(acc[1]);
     for (int slab = 0; slab < slabs_; ++slab, ++n_) {
       const unsigned stage = n_ % kStages;
       mbarrier_wait(&shared_.full[stage], n_ / kStages & 1);
-      const unsigned place = rows_stay<kCols>(slabs_) ? (resident_ + slab) % kStages : stage;
+      const unsigned place = rows_stay(slabs_) ? (resident_ + slab) % kStages : stage;
       const unsigned char* const rows = shared_.a[place] + number_ * (kBytesA / 2);
       const auto top = shared_operand<kMajor>(rows), bottom = shared_operand<kMajor>(rows + kBytesA / 4);
       const auto b = shared_operand<kMajor>(shared_.b[stage]);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kDepth / 16; ++k) {
-        multiply_step<T>(acc[0], at_depth(top, k), at_depth(b, k), slab > 0 || k > 0);
-        multiply_step<T>(acc[1], at_depth(bottom, k), at_depth(b, k), slab > 0 || k > 0);
+        wgmma_m64n128k16<T>(acc[0], at_depth(top, k), at_depth(b, k), slab > 0 || k > 0);
+        wgmma_m64n128k16<T>(acc[1], at_depth(bottom, k), at_depth(b, k), slab > 0 || k > 0);
       }
       wgmma_commit();
       pass_turn(slab);
@@ -267,15 +234,15 @@ class RingConsumer {
     if (slab == min(kLead, slabs_) - 1 && arrives()) mbarrier_arrive(&shared_.turn[1 - number_]);
   }
 
-  SharedRing<kCols>& shared_;
+  SharedRing& shared_;
   const int slabs_, number_;
   unsigned n_ = 0, tiles_ = 0, loads_a_ = 0, resident_ = 0;
 };
 
-template <class T, class Out, Major kMajor, int kCols>
-__device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing<kCols>& shared) {
-  using Tile = ScoreTile<kCols>;
-  RingConsumer<T, kMajor, kCols> ring(shared, args.slabs);
+template <class T, class Out, Major kMajor>
+__device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing& shared) {
+  using Tile = hopper::ThreadTile;
+  RingConsumer<T, kMajor> ring(shared, args.slabs);
   const int thread = static_cast<int>(threadIdx.x) % 128;
   auto& norms = shared.norms[ring.number()];
   TileWalk walk(args.order);
@@ -303,7 +270,7 @@ __device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing<
         }
       }
     }
-    typename Tile::Accumulators acc;
+    Tile::Accumulators acc;
     ring.multiply(acc);
     named_barrier_sync(1 + ring.number(), 128);  // all have read the norms of the tile before
     norms.row[thread] = of_row;
@@ -327,23 +294,12 @@ __device__ __forceinline__ void consume(const HopperArgs<Out>& args, SharedRing<
   }
 }
 
-// 128 kProducer + 256 kConsumer are at most the 65536 of a multiprocessor.
-template <int kCols>
-struct RegistersOf {
-  static constexpr int kProducer = hopper::kProducerRegisters, kConsumer = hopper::kConsumerRegisters;
-};
-template <>
-struct RegistersOf<kWide> {
-  static constexpr int kProducer = 32, kConsumer = 240;
-};
-
-template <class T, class Out, Major kMajor, int kCols>
+template <class T, class Out, Major kMajor>
 __global__ void __launch_bounds__(hopper::kThreads, 1)
     correlation_hopper_kernel(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b,
                               const __grid_constant__ HopperArgs<Out> args) {
 #if defined(CSF_HOPPER_CODE)
-  using Ring = SharedRing<kCols>;
-  CSF_HOPPER_SHARED(Ring, shared);
+  CSF_HOPPER_SHARED(SharedRing, shared);
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&map_a);
     prefetch_tensor_map(&map_b);
@@ -358,10 +314,10 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
   }
   __syncthreads();
   if (threadIdx.x < 128) {
-    give_registers<RegistersOf<kCols>::kProducer>();
+    give_registers<hopper::kProducerRegisters>();
     if (threadIdx.x < 32 && elect_one()) produce<kMajor>(args.order, args.slabs, map_a, map_b, *shared);
   } else {
-    take_registers<RegistersOf<kCols>::kConsumer>();
+    take_registers<hopper::kConsumerRegisters>();
     consume<T, Out, kMajor>(args, *shared);
   }
 #else

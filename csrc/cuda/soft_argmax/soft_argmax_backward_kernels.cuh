@@ -80,7 +80,8 @@ __device__ __forceinline__ BackwardLine<Acc> load_line(const SoftArgmaxParams& p
   line.grad_lse = factor * gradient_or_zero<Acc>(gl.data, b * gl.stride[0] + y * gl.stride[1] + x * gl.stride[2]);
   if constexpr (kWindowed) {
     const int64_t index = p.index[at];  // -1: a row of NaN, which stays one
-    const int centre = index < 0 ? 0 : static_cast<int>(index), centre_line = sums.width_b.quotient(centre);
+    const bool there = index >= 0 && index < p.height_b * p.width_b;
+    const int centre = there ? static_cast<int>(index) : 0, centre_line = sums.width_b.quotient(centre);
     line.centre_x = static_cast<Acc>(centre - centre_line * sums.width_b.divisor);
     line.centre_y = static_cast<Acc>(centre_line);
   }

@@ -44,6 +44,7 @@ bool warp_grad_x_of_any_kind_cuda(const WarpParams& p) {
 
 Status warp_backward_cuda(const WarpParams& p, void* workspace, Stream stream) {
   if (Status s = check_backward(p, warp_grad_x_of_any_kind_cuda(p)); !s.ok() || p.batch == 0) return s;
+  if (Status s = check_workspace(workspace, warp_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
   if (p.grad_x.data != nullptr && warp_scatters(p)) return warp_backward_scatter(p, stream);
   if (p.grad_flow.data != nullptr) {
     if (Status s = flow_gradient(p, stream); !s.ok()) return s;

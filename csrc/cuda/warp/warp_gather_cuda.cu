@@ -33,7 +33,6 @@ size_t warp_gather_bytes(const WarpParams& p) {
 }
 
 Status warp_x_gradient_gather(const WarpParams& p, void* workspace, Stream stream) {
-  if (Status s = check_workspace(workspace, warp_gather_bytes(p)); !s.ok()) return s;
   return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
