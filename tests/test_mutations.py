@@ -86,7 +86,7 @@ for b, c, ha, wa, hb, wb in ((1, 264, 50, 48, 13, 16), (5, 136, 40, 30, 9, 16), 
     assert (np.abs(sim.correlation(fa, fb, True, True) - exact) <= 1e-3).all()
 """
 WARP_ODD = """
-x, flow = np.zeros((1, 1, 3, 3), np.float32), np.zeros((1, 2, 5, 7), np.float32)
+x, flow = np.zeros((1, 5, 3, 3), np.float32), np.zeros((1, 2, 5, 7), np.float32)
 sim.warp(x, flow, "bilinear", "zeros")
 """
 
