@@ -46,6 +46,15 @@ def test_warp(far_backend, dim):
     agree(far_backend.warp(spread(x, dim), flow), reference.warp(x.double(), flow.double()), 2e-3)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_warp_backward(far_backend, dim):
+    x, flow, grad = half(3, 3, 3, 3), torch.randn(3, 2, 4, 5).requires_grad_(), half(3, 3, 4, 5)
+    leaves, exact = (spread(x, dim).requires_grad_(), flow), (x.double().requires_grad_(), flow)
+    want = torch.autograd.grad(reference.warp(exact[0], flow.double())[0], exact, grad.double())
+    for got, wanted in zip(torch.autograd.grad(far_backend.warp(*leaves)[0], leaves, grad), want, strict=True):
+        agree(got, wanted, 2e-3)
+
+
 @pytest.mark.parametrize("dim", [0, 2, 3])
 def test_warp_flow(far_backend, dim):
     x, flow = half(3, 2, 4, 5), torch.randn(3, 2, 3, 3)

@@ -19,6 +19,7 @@ BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16-port
 BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
+WARP_CROWDED = "tests/test_warp.py::test_crowded_pixels[hostsim-planes-upsampled]"
 TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32-fast]"
 CHUNKS = "tests/test_transfer.py::test_backward_in_chunks"
 BOTH_BACKWARD = "tests/test_match_both_backward_hopper.py::test_gradients[hostsim-runs of rows, the last one short]"
@@ -85,7 +86,7 @@ for b, c, ha, wa, hb, wb in ((1, 264, 50, 48, 13, 16), (5, 136, 40, 30, 9, 16), 
     assert (np.abs(sim.correlation(fa, fb, True, True) - exact) <= 1e-3).all()
 """
 WARP_ODD = """
-x, flow = np.zeros((1, 1, 3, 3), np.float32), np.zeros((1, 2, 5, 7), np.float32)
+x, flow = np.zeros((1, 5, 3, 3), np.float32), np.zeros((1, 2, 5, 7), np.float32)
 sim.warp(x, flow, "bilinear", "zeros")
 """
 
@@ -111,8 +112,9 @@ TRANSFER_BACKWARD_HOST = "csrc/cuda/transfer/transfer_backward_hopper_cuda.cu"
 GRADIENT_PRODUCT = "csrc/cuda/hopper/gradient_product_cuda.cu"
 CORRELATION_KERNEL = "csrc/cuda/correlation/correlation_hopper_kernel.cuh"
 CORRELATION_STORE = "csrc/cuda/correlation/correlation_store.cuh"
-WARP_KERNELS = "csrc/cuda/warp/warp_kernels.cuh"
-WARP_MATH = "csrc/common/warp_math.h"
+WARP_TILES = "csrc/cuda/warp/warp_tiles.cuh"
+WARP_GATHER = "csrc/cuda/warp/warp_gather_kernels.cuh"
+WARP_INVERSE = "csrc/cuda/warp/warp_inverse.cuh"
 CYCLE = "tests/test_cycle_error.py::test_values_and_gradients[hostsim-False-dtype1-shape4]"
 CYCLE_MATH = "csrc/common/cycle_error_math.h"
 CYCLE_KERNELS = "csrc/cuda/cycle_error/cycle_error_kernels.cuh"
@@ -186,12 +188,17 @@ BUGS = [
         op="match_both", test=BOTH_CHUNKS),
     Bug("gradient of a column with the lse of a row", BOTH_GRADIENT, "p.log_weight) - q.lse)", "p.log_weight) - p.lse)",
         op="match_both", test=BOTH_HALF),
-    Bug("bounds mask of the threads dropped", WARP_KERNELS,
-        "warp_forward_kernel(WarpParams p) {\n  using A = accumulate_t<T>;\n"
-        "  const PixelOfThread pixel = pixel_of_thread(p);\n  if (!pixel.exists) return;",
-        "warp_forward_kernel(WarpParams p) {\n  using A = accumulate_t<T>;\n"
-        "  const PixelOfThread pixel = pixel_of_thread(p);", op="warp", snippet=WARP_ODD, variant="asan",
-        says="AddressSanitizer"),
+    Bug("threads beyond the image not kept at its edge", WARP_TILES,
+        "min(row, grid.height - 1), min(column, grid.width - 1)", "row, column", op="warp", snippet=WARP_ODD,
+        variant="asan", says="AddressSanitizer"),
+    Bug("the upper cells' landings weighed as the lower ones'", WARP_GATHER, "above ? landing.wy : A(1) - landing.wy",
+        "above ? A(1) - landing.wy : landing.wy", op="warp", test=WARP_CROWDED),
+    Bug("a thread of the block forgets its share of a crowded pixel", WARP_GATHER, "w < kThreads / 32; ++w) total +=",
+        "w < kThreads / 64; ++w) total +=", op="warp", test=WARP_CROWDED),
+    Bug("pixels of a cell in order of arrival", WARP_INVERSE,
+        "for (int i = 0; i < n; ++i) landings[count_before(places, n, places[i])]",
+        "for (int i = 0; i < n; ++i) landings[i]", op="warp",
+        test="tests/test_warp.py::test_deterministic_gradient[20-False-upsampled]"),
     Bug("warps that share a row not compared", FORWARD, "best.merge(merged_best[w][threadIdx.x]);", "(void)w;",
         test=TIES.format(at="[127, 128, 129]", dtype=2, op="match", kernels="portable")),
     Bug("the last of equal columns", FORWARD, "for (int c = kC - 2; c >= 0; --c)", "for (int c = 0; c < kC - 1; ++c)",
@@ -201,15 +208,15 @@ BUGS = [
         test=TIES.format(at="[5, 6]", dtype=1, op="soft_argmax", kernels="fast")),
     Bug("gradient not taken back through the window", "csrc/cuda/soft_argmax/soft_argmax_backward_kernels.cuh",
         "s[u] *= k, slope *= k;", "s[u] *= k;", op="soft_argmax", test=WINDOW),
-    Bug("tap one pixel beyond the image", WARP_MATH, "&& x >= 0 && x < width &&", "&& x >= 0 && x <= width &&",
-        op="warp", test=WARP),
+    Bug("tap one pixel beyond the image", WARP_TILES, "&& x >= 0 && x < image.width &&",
+        "&& x >= 0 && x <= image.width &&", op="warp", test=WARP),
     Bug("gradient through the position forgotten", CYCLE_MATH,
         "  grad_ab_y += grad_x * x_by_y + grad_y * y_by_y;\n", "", op="cycle_error", test=CYCLE),
     Bug("flow carried back not checked for NaN", CYCLE_MATH,
         "pixel.valid = (back_x - back_x == A(0)) && (back_y - back_y == A(0));", "pixel.valid = true;",
         op="cycle_error", test=CYCLE),
     Bug("second channel scattered into the first", CYCLE_KERNELS,
-        "atomicAdd(grad_ba + plane + taps.offset[k]", "atomicAdd(grad_ba + taps.offset[k]", op="cycle_error",
+        "atomicAdd(memory + (window.plane() + place[k])", "atomicAdd(memory + place[k]", op="cycle_error",
         test=CYCLE),
     Bug("barrier dropped before the halo is overwritten", LOCAL_TILE,
         "    }\n    __syncthreads();\n  }\n", "    }\n  }\n", op="local_correlation", test=LOCAL.format("grid")),

@@ -142,3 +142,25 @@ def test_stores_of_correlation(kernels):
         counts = mix(one_way)
         assert counts["SHFL"] == counts["F2FP"] == SCORES // 2, f"{name}: {counts}"
         assert len(one_way) <= 5.6 * SCORES, f"{name}: {counts}"
+
+
+def test_loads_of_warp(tmp_path):
+    """Channels last: 16 bytes a tap and a store, from global memory and not from wherever a pointer may lead."""
+    nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
+    if nvcc is None or nvdisasm is None:
+        pytest.skip("needs nvcc and nvdisasm (pip install nvidia-cuda-nvdisasm)")
+    for stem, kernel, loads in (
+        ("warp_forward", "warp_forward_channels", 4),
+        ("warp_gather", "warp_gather_channels", 2),
+    ):
+        cubin = tmp_path / f"{stem}.cubin"
+        include = [f"-I{ROOT / 'csrc' / d}" for d in (".", "include", "cuda")]
+        command = [nvcc, "-cubin", "-o", cubin, "-arch=sm_90a", "-O3", "-std=c++17", *include]
+        subprocess.run([*command, CUDA / "warp" / f"{stem}_cuda.cu"], check=True, capture_output=True)
+        done = subprocess.run([nvdisasm, "-c", cubin], check=True, capture_output=True, text=True)
+        found = {name: code for name, code in instructions(done.stdout).items() if kernel in name}
+        assert len(found) == 4  # types
+        for name, code in found.items():
+            wide = Counter(line.split()[0] for line in code)
+            assert wide["LDG.E.128"] >= loads and wide["STG.E.128"] >= 1, f"{name}: {wide}"
+            assert not any(re.match(r"(LD|ST)(\.|\s)", line) for line in code), f"{name}: generic addresses"

@@ -1,5 +1,7 @@
 """warp on every backend, against reference.warp in float64."""
 
+import math
+
 import pytest
 import torch
 from errors import EPS, assert_close
@@ -110,20 +112,94 @@ def test_empty_batch(backend):
     assert out.shape == (0, 3, 6, 7) and valid.shape == (0, 6, 7)
 
 
-def test_deterministic_gradient():
-    """hostsim: the kernel that `use_deterministic_algorithms` selects gives the same bits in any thread order."""
+# What lands where: all pixels in the cell of one point; the whole image shown large; wherever chance has it.
+def landing_flow(kind: str, height: int, width: int, ho: int, wo: int) -> torch.Tensor:
+    down, across = torch.meshgrid(torch.arange(ho).float(), torch.arange(wo).float(), indexing="ij")
+    if kind == "one":
+        return torch.stack((width / 2 + 0.25 - across, height / 3 + 0.5 - down))[None]
+    if kind == "upsampled":
+        return torch.stack((across * ((width - 1) / (wo - 1) - 1), down * ((height - 1) / (ho - 1) - 1)))[None]
+    return torch.randn(1, 2, ho, wo) * (width / 2)
+
+
+@pytest.mark.parametrize("kind", ["one", "upsampled", "random"])
+@pytest.mark.parametrize("layout", ["planes", "channels"])
+def test_crowded_pixels(backend, kind, layout):
+    """Cells of any number of pixels, in both layouts, with channels that are no power of two."""
+    x, grad = torch.randn(1, 24, 6, 5), torch.randn(1, 24, 30, 50)
+    if layout == "channels":
+        x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    flow = on_the_grid_of(torch.float32, landing_flow(kind, 6, 5, 30, 50)).requires_grad_()
+    leaves = [x.requires_grad_(), flow]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    out, expected = backend.warp(*leaves)[0], reference.warp(*exact)[0]
+    assert_close(out, expected, 1e-6, "out")
+    got, want = torch.autograd.grad(out, leaves, grad), torch.autograd.grad(expected, exact, grad.double())
+    assert_close(got[0], want[0], 1e-5, "grad x")
+    assert_close(got[1], want[1], 1e-5, "grad flow")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [3, 16, 72])
+def test_layouts_of_gradients(backend, dtype, channels):
+    """x and the incoming gradient, each in any layout."""
+    shape, out_shape = (2, channels, 9, 11), (2, channels, 7, 34)
+    values, grad = torch.randn(shape).to(dtype), torch.randn(out_shape).to(dtype)
+    flow = on_the_grid_of(dtype, difficult_flow(2, 7, 34)).float()
+    results = []
+    for last_x, last_grad in ((False, False), (True, False), (False, True), (True, True)):
+        x, g = (
+            t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+            for t, last in ((values, last_x), (grad, last_grad))
+        )
+        leaves = [x.clone(memory_format=torch.preserve_format).requires_grad_(), flow.clone().requires_grad_()]
+        results.append(torch.autograd.grad(backend.warp(*leaves)[0], leaves, g))
+    for got in results[1:]:
+        assert_close(got[0], results[0][0], EPS[dtype], "grad x")
+        assert_close(got[1], results[0][1], 1e-5, "grad flow")
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("reach", [2.0, 30.0])
+def test_halves_in_eights(backend, reach, padding):
+    """Planes of halves that can be read four at a time: neighbours land near each other, or all over the image."""
+    x = torch.randn(1, 24, 40, 64).bfloat16()
+    flow = torch.randn(1, 2, 35, 70) * reach
+    flow[..., ::9, ::7] = math.nan
+    flow = on_the_grid_of(torch.bfloat16, flow)
+    out, valid = backend.warp(x, flow, "bilinear", padding)
+    expected, expected_valid = reference.warp(x.double(), flow.double(), "bilinear", padding)
+    assert_close(out, expected, 4 * EPS[torch.bfloat16], "out")
+    assert torch.equal(valid, expected_valid)
+
+
+def test_sums_too_wide_for_a_window(backend):
+    """Few channels: neighbours that land all over a large image, and a few far away from the others."""
+    x, grad = torch.randn(1, 4, 70, 90, dtype=torch.float64), torch.randn(1, 4, 34, 33, dtype=torch.float64)
+    flow = torch.randn(1, 2, 34, 33, dtype=torch.float64) * 30
+    leaves = [x.requires_grad_(), flow.requires_grad_()]
+    got = torch.autograd.grad(backend.warp(*leaves)[0], leaves, grad)
+    want = torch.autograd.grad(reference.warp(*leaves)[0], leaves, grad)
+    for g, w in zip(got, want, strict=True):
+        assert_close(g, w, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["one", "upsampled", "random"])
+@pytest.mark.parametrize("channels, asked", [(3, True), (20, False)])
+def test_deterministic_gradient(channels, asked, kind):
+    """hostsim: the same bits in any thread order, of few channels where `use_deterministic_algorithms` asks for it."""
     import backends
 
     module, backend = backends.hostsim_module(), backends.Hostsim()
-    x = torch.randn(2, 3, 8, 8)
-    flow = torch.randn(2, 2, 16, 16) * 4
-    grad = torch.randn(2, 3, 16, 16)
+    x = torch.randn(1, channels, 8, 8)
+    flow = landing_flow(kind, 8, 8, 16, 40)
+    grad = torch.randn(1, channels, 16, 40)
     results = []
     try:
         for order, seed in (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)):
             module.set_order(order, seed)
             leaf = x.clone().requires_grad_()
-            backend.warp(leaf, flow, deterministic=True)[0].backward(grad)
+            backend.warp(leaf, flow, deterministic=asked)[0].backward(grad)
             results.append(leaf.grad)
     finally:
         module.set_order("forward", 0)

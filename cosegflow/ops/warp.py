@@ -70,10 +70,16 @@ def warp(
     return (out, valid) if return_valid else out
 
 
+def _empty_like(x: Tensor, height: int, width: int) -> Tensor:
+    """Contiguous; on CUDA in the layout of x (csrc/torch/warp_torch.cpp)."""
+    last = x.is_cuda and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    result = x.new_empty(*x.shape[:2], height, width)
+    return result.contiguous(memory_format=torch.channels_last) if last else result
+
+
 def _fake(x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> tuple[Tensor, Tensor]:
-    batch, channels = x.shape[:2]
     ho, wo = flow.shape[2:]
-    return x.new_empty(batch, channels, ho, wo), x.new_empty(batch, ho, wo, dtype=torch.bool)
+    return _empty_like(x, ho, wo), x.new_empty(x.shape[0], ho, wo, dtype=torch.bool)
 
 
 def _fake_backward(
@@ -86,7 +92,8 @@ def _fake_backward(
     need_flow: bool,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if need_x else (0,)), flow.new_empty(flow.shape if need_flow else (0,))
+    grad_x = _empty_like(x, *x.shape[2:]) if need_x else x.new_empty(0)
+    return grad_x, flow.new_empty(flow.shape if need_flow else (0,))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -7,12 +7,16 @@
 namespace cosegflow {
 
 template <class A>
-struct CyclePixel {
+struct CycleSum {
   WarpPoint<A> point;  // p + flow_ab(p), in b
-  WarpTaps<A> taps;    // of flow_ba
   A x, y;              // flow_ab(p) + flow_ba(p + flow_ab(p)); 0 where not valid
   A length;
   bool valid;
+};
+
+template <class A>
+struct CyclePixel : CycleSum<A> {
+  WarpTaps<A> taps;  // of flow_ba
 };
 
 // The length of (x, y) without overflow or underflow of the squares.
@@ -24,6 +28,16 @@ CSF_HD A vector_length(A x, A y) {
   }
 #endif
   return std::hypot(x, y);
+}
+
+// Takes in the sample of flow_ba, where the point is inside.
+template <class A>
+CSF_HD void add_way_back(CycleSum<A>& pixel, A ab_x, A ab_y, A back_x, A back_y) {
+  pixel.valid = (back_x - back_x == A(0)) && (back_y - back_y == A(0));  // inf - inf and NaN - NaN are NaN
+  if (!pixel.valid) return;
+  pixel.x = ab_x + back_x;
+  pixel.y = ab_y + back_y;
+  pixel.length = vector_length(pixel.x, pixel.y);
 }
 
 // Reads flow_ab at (row, column) of image b and samples flow_ba there. Border padding: on the last column and row the
@@ -43,36 +57,45 @@ CSF_HD CyclePixel<accumulate_t<T>> cycle_pixel(const CycleErrorParams& p, int64_
   pixel.valid = pixel.point.valid;
   if (!pixel.valid) return pixel;
   const A back_x = warp_sample(pixel.taps, ba), back_y = warp_sample(pixel.taps, ba + p.flow_ba.stride[1]);
-  pixel.valid = (back_x - back_x == A(0)) && (back_y - back_y == A(0));  // inf - inf and NaN - NaN are NaN
-  if (!pixel.valid) return pixel;
-  pixel.x = ab_x + back_x;
-  pixel.y = ab_y + back_y;
-  pixel.length = vector_length(pixel.x, pixel.y);
+  add_way_back<A>(pixel, ab_x, ab_y, back_x, back_y);
   return pixel;
 }
 
 // The gradient to (x, y), given that to their length. 0 where nothing may flow: where the pixel is not valid, whatever
 // `grad` is there, and at length 0, where the length has no derivative.
 template <class A>
-CSF_HD void cycle_sum_gradient(const CyclePixel<A>& pixel, A grad, A& grad_x, A& grad_y) {
+CSF_HD void cycle_sum_gradient(const CycleSum<A>& pixel, A grad, A& grad_x, A& grad_y) {
   const bool flows = pixel.valid && pixel.length > A(0);
   grad_x = flows ? grad * (pixel.x / pixel.length) : A(0);
   grad_y = flows ? grad * (pixel.y / pixel.length) : A(0);
 }
 
+// How flow_ba's sample changes with the position: channel by direction.
+template <class A>
+struct BackSlopes {
+  A x_by_x, x_by_y, y_by_x, y_by_y;
+};
+
 // The gradient to flow_ab(p): as a summand, and through the position where flow_ba is read.
+template <class A>
+CSF_HD void cycle_ab_gradient(const BackSlopes<A>& slopes, A grad_x, A grad_y, A& grad_ab_x, A& grad_ab_y) {
+  const auto [x_by_x, x_by_y, y_by_x, y_by_y] = slopes;
+  grad_ab_x = grad_x;
+  grad_ab_y = grad_y;
+  grad_ab_x += grad_x * x_by_x + grad_y * y_by_x;
+  grad_ab_y += grad_x * x_by_y + grad_y * y_by_y;
+}
+
 template <class T, class A>
 CSF_HD void cycle_ab_gradient(const CycleErrorParams& p, const CyclePixel<A>& pixel, int64_t b, A grad_x, A grad_y,
                               A& grad_ab_x, A& grad_ab_y) {
-  grad_ab_x = grad_x;
-  grad_ab_y = grad_y;
-  if (!pixel.valid || !(pixel.length > A(0))) return;
-  const T* ba = static_cast<const T*>(p.flow_ba.data) + b * p.flow_ba.stride[0];
-  A x_by_x, x_by_y, y_by_x, y_by_y;
-  warp_sample_gradient(pixel.point, pixel.taps, ba, x_by_x, x_by_y);
-  warp_sample_gradient(pixel.point, pixel.taps, ba + p.flow_ba.stride[1], y_by_x, y_by_y);
-  grad_ab_x += grad_x * x_by_x + grad_y * y_by_x;
-  grad_ab_y += grad_x * x_by_y + grad_y * y_by_y;
+  BackSlopes<A> slopes{};
+  if (pixel.valid && pixel.length > A(0)) {
+    const T* ba = static_cast<const T*>(p.flow_ba.data) + b * p.flow_ba.stride[0];
+    warp_sample_gradient(pixel.point, pixel.taps, ba, slopes.x_by_x, slopes.x_by_y);
+    warp_sample_gradient(pixel.point, pixel.taps, ba + p.flow_ba.stride[1], slopes.y_by_x, slopes.y_by_y);
+  }
+  cycle_ab_gradient(slopes, grad_x, grad_y, grad_ab_x, grad_ab_y);
 }
 
 }  // namespace cosegflow

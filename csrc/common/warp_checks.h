@@ -49,14 +49,20 @@ inline Status check_forward(const WarpParams& p) {
   return c.status();
 }
 
-inline Status check_backward(const WarpParams& p) {
+// any_grad_x: grad_x may have the type of x, and any strides.
+inline Status check_backward(const WarpParams& p, bool any_grad_x = false) {
   if (Status s = check_sizes(p); !s.ok() || p.batch == 0) return s;
   const DType acc = accumulate_type(p.x.dtype);
   Checks c = warp_checks::common(p);
   c.input(COSEGFLOW_FIELD(p, grad_out, "have the dtype of x"), p.grad_out.dtype == p.x.dtype,
           {p.batch, p.channels, p.out_height, p.out_width});
-  c.optional_contiguous(COSEGFLOW_FIELD(p, grad_x, "have the accumulate type of x"), p.grad_x.dtype == acc,
-                        {p.batch, p.channels, p.height, p.width});
+  const int64_t x_sizes[4] = {p.batch, p.channels, p.height, p.width};
+  if (any_grad_x) {
+    c.optional_input(COSEGFLOW_FIELD(p, grad_x, "have the type of x or its accumulate type"),
+                     p.grad_x.dtype == acc || p.grad_x.dtype == p.x.dtype, x_sizes);
+  } else {
+    c.optional_contiguous(COSEGFLOW_FIELD(p, grad_x, "have the accumulate type of x"), p.grad_x.dtype == acc, x_sizes);
+  }
   c.optional_input(COSEGFLOW_FIELD(p, grad_flow, "have the dtype of flow"), p.grad_flow.dtype == acc,
                    {p.batch, 2, p.out_height, p.out_width});
   return c.status();

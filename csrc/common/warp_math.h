@@ -33,14 +33,13 @@ CSF_HD int whole_below(A x) {
 
 // The point p + flow(p). A non-finite flow counts as outside. Far outside, nothing depends on the distance, so the
 // coordinate is clamped to a few pixels around the image: the conversion to int stays defined for a flow of 1e30.
+// (column, row) is the pixel, (last_x, last_y) the last one of the image.
 template <class A>
-CSF_HD WarpPoint<A> warp_point(A flow_x, A flow_y, int64_t column, int64_t row, int64_t width, int64_t height,
-                               WarpMode mode, WarpPadding padding) {
+CSF_HD WarpPoint<A> warp_point_of(A flow_x, A flow_y, A column, A row, A last_x, A last_y, WarpMode mode,
+                                  WarpPadding padding) {
   WarpPoint<A> point;
-  A px = static_cast<A>(column) + flow_x;
-  A py = static_cast<A>(row) + flow_y;
-  const A last_x = static_cast<A>(width - 1);
-  const A last_y = static_cast<A>(height - 1);
+  A px = column + flow_x;
+  A py = row + flow_y;
   point.finite = (flow_x - flow_x == A(0)) && (flow_y - flow_y == A(0));  // inf - inf and NaN - NaN are NaN
   if (!point.finite) px = py = A(-4);
   point.valid = point.finite && px >= A(0) && px <= last_x && py >= A(0) && py <= last_y;
@@ -61,6 +60,13 @@ CSF_HD WarpPoint<A> warp_point(A flow_x, A flow_y, int64_t column, int64_t row, 
   point.wx = px - static_cast<A>(point.x0);
   point.wy = py - static_cast<A>(point.y0);
   return point;
+}
+
+template <class A>
+CSF_HD WarpPoint<A> warp_point(A flow_x, A flow_y, int64_t column, int64_t row, int64_t width, int64_t height,
+                               WarpMode mode, WarpPadding padding) {
+  return warp_point_of(flow_x, flow_y, static_cast<A>(column), static_cast<A>(row), static_cast<A>(width - 1),
+                       static_cast<A>(height - 1), mode, padding);
 }
 
 // The four taps: offsets into a plane of x (in elements), their bilinear weights, and whether each lies inside.

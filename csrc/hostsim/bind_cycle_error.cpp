@@ -1,4 +1,6 @@
 // hostsim: cycle_error on NumPy arrays.
+#include <vector>
+
 #include "cosegflow/cycle_error.h"
 #include "hostsim/numpy_view.h"
 
@@ -41,7 +43,8 @@ void bind_cycle_error(py::module_& m) {
           if (need_ba) grad_ba = py::array(accumulate_dtype(p), {p.batch, int64_t{2}, p.height_b, p.width_b});
           p.grad_ab = output<4>(grad_ab, "grad_ab");
           p.grad_ba = output<4>(grad_ba, "grad_ba");
-          check(cycle_error_backward_cuda(p, nullptr));
+          std::vector<char> workspace(cycle_error_backward_workspace_bytes_cuda(p), char(0xff));
+          check(cycle_error_backward_cuda(p, workspace.data(), nullptr));
           return py::make_tuple(grad_ab, grad_ba);
         });
 }

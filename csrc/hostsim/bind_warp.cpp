@@ -1,5 +1,6 @@
 // hostsim: warp on NumPy arrays.
 #include <string>
+#include <vector>
 
 #include "cosegflow/warp.h"
 #include "hostsim/numpy_view.h"
@@ -19,12 +20,25 @@ WarpParams params_of(const py::array& x, const py::array& flow, const std::strin
   return p;
 }
 
+// An array of these sizes: NCHW, or channels last where x is.
+py::array like_x(const py::array& x, const py::dtype& dtype, int64_t batch, int64_t channels, int64_t height,
+                 int64_t width) {
+  const int64_t bytes = dtype.itemsize();
+  const bool channels_last = x.strides(1) == x.itemsize() && x.strides(3) == x.shape(1) * x.itemsize() &&
+                             x.strides(2) == x.shape(3) * x.strides(3) && x.shape(1) > 1;
+  const std::vector<int64_t> sizes{batch, channels, height, width};
+  if (!channels_last) return py::array(dtype, sizes);
+  return py::array(
+      dtype, sizes,
+      std::vector<int64_t>{height * width * channels * bytes, bytes, width * channels * bytes, channels * bytes});
+}
+
 }  // namespace
 
 void bind_warp(py::module_& m) {
   m.def("warp", [](py::array x, py::array flow, const std::string& mode, const std::string& padding) {
     WarpParams p = params_of(x, flow, mode, padding);
-    py::array out(x.dtype(), {p.batch, p.channels, p.out_height, p.out_width});
+    py::array out = like_x(x, x.dtype(), p.batch, p.channels, p.out_height, p.out_width);
     py::array_t<bool> valid({p.batch, p.out_height, p.out_width});
     p.out = output<4>(out, "out");
     p.valid = output<3>(valid, "valid");
@@ -37,11 +51,16 @@ void bind_warp(py::module_& m) {
     p.deterministic = deterministic;
     p.grad_out = view<4>(grad_out, "grad_out");
     py::object grad_x = py::none(), grad_flow = py::none();
-    if (need_x) grad_x = py::array(flow.dtype(), {p.batch, p.channels, p.height, p.width});
+    if (need_x) {
+      grad_x = like_x(x, x.dtype(), p.batch, p.channels, p.height, p.width);
+      p.grad_x = output<4>(grad_x, "grad_x");
+      if (!warp_grad_x_of_any_kind_cuda(p)) grad_x = py::array(flow.dtype(), {p.batch, p.channels, p.height, p.width});
+    }
     if (need_flow) grad_flow = py::array(flow.dtype(), {p.batch, int64_t{2}, p.out_height, p.out_width});
     p.grad_x = output<4>(grad_x, "grad_x");
     p.grad_flow = output<4>(grad_flow, "grad_flow");
-    check(warp_backward_cuda(p, nullptr));
+    std::vector<char> workspace(warp_backward_workspace_bytes_cuda(p), char(0xff));
+    check(warp_backward_cuda(p, workspace.data(), nullptr));
     return py::make_tuple(grad_x, grad_flow);
   });
 }

@@ -24,9 +24,9 @@ struct Backward {
     return cycle_error_backward_cpu(p, r);
   }
 #if defined(COSEGFLOW_WITH_CUDA)
-  static size_t bytes_cuda(const CycleErrorParams&) { return 0; }
-  static Status run_cuda(const CycleErrorParams& p, void*, Stream stream) {
-    return cycle_error_backward_cuda(p, stream);
+  static size_t bytes_cuda(const CycleErrorParams& p) { return cycle_error_backward_workspace_bytes_cuda(p); }
+  static Status run_cuda(const CycleErrorParams& p, void* w, Stream stream) {
+    return cycle_error_backward_cuda(p, w, stream);
   }
 #endif
 };

@@ -1,4 +1,5 @@
 // torch.ops.cosegflow.warp and its backward.
+#include <initializer_list>
 #include <string>
 #include <tuple>
 
@@ -21,8 +22,8 @@ struct Backward {
   static size_t bytes_cpu(const WarpParams&, const CpuRuntime&) { return 0; }
   static Status run_cpu(const WarpParams& p, void*, const CpuRuntime& runtime) { return warp_backward_cpu(p, runtime); }
 #if defined(COSEGFLOW_WITH_CUDA)
-  static size_t bytes_cuda(const WarpParams&) { return 0; }
-  static Status run_cuda(const WarpParams& p, void*, Stream stream) { return warp_backward_cuda(p, stream); }
+  static size_t bytes_cuda(const WarpParams& p) { return warp_backward_workspace_bytes_cuda(p); }
+  static Status run_cuda(const WarpParams& p, void* w, Stream stream) { return warp_backward_cuda(p, w, stream); }
 #endif
 };
 
@@ -46,14 +47,44 @@ WarpParams params_of(const Tensor& x, const Tensor& flow, const std::string& mod
   return p;
 }
 
+// Contiguous in the order of strides in which dimensions are named, from the fastest; those of size 1 do not matter.
+bool contiguous_in(const Tensor& x, std::initializer_list<int64_t> dimensions) {
+  int64_t expected = 1;
+  for (const int64_t d : dimensions) {
+    if (x.size(d) != 1 && x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
+  return true;
+}
+
+// On CUDA what belongs to x has its layout: channels last where x is that and not contiguous. cosegflow/ops/warp.py
+// promises the same.
+bool channels_last(const Tensor& x) {
+  return x.is_cuda() && contiguous_in(x, {1, 3, 2, 0}) && !contiguous_in(x, {3, 2, 1, 0});
+}
+
+Tensor empty_like_x(const Tensor& x, int64_t height, int64_t width, DType dtype) {
+  if (!channels_last(x)) return empty(x, {x.size(0), x.size(1), height, width}, dtype);
+  const Tensor pixels = empty(x, {x.size(0), height, width, x.size(1)}, dtype);
+  return torch::stable::transpose(torch::stable::transpose(pixels, 1, 3), 2, 3);
+}
+
 std::tuple<Tensor, Tensor> warp(Tensor x, Tensor flow, std::string mode, std::string padding) {
   WarpParams p = params_of(x, flow, mode, padding);
-  Tensor out = empty(x, {p.batch, p.channels, p.out_height, p.out_width}, p.x.dtype);
+  Tensor out = empty_like_x(x, p.out_height, p.out_width, p.x.dtype);
   Tensor valid = empty(x, {p.batch, p.out_height, p.out_width}, DType::kBool);
   p.out = view<4>(out);
   p.valid = view<3>(valid);
   if (p.batch > 0) execute<Forward>(x, p);
   return {out, valid};
+}
+
+// Whether the kernels write p.grad_x as it is.
+bool takes_grad_x(const WarpParams& p, const Tensor& x) {
+#if defined(COSEGFLOW_WITH_CUDA)
+  if (x.is_cuda() && warp_grad_x_of_any_kind_cuda(p)) return true;
+#endif
+  return p.grad_x.dtype == accumulate_type(p.x.dtype) && !channels_last(x);
 }
 
 std::tuple<Tensor, Tensor> warp_backward(Tensor grad_out, Tensor x, Tensor flow, std::string mode, std::string padding,
@@ -66,12 +97,24 @@ std::tuple<Tensor, Tensor> warp_backward(Tensor grad_out, Tensor x, Tensor flow,
               grad_out.size(2) == p.out_height && grad_out.size(3) == p.out_width,
           "grad_out needs the shape and the dtype of the output");
   const DType accumulate = accumulate_type(p.x.dtype);
-  Tensor grad_x = need_x ? empty(x, {p.batch, p.channels, p.height, p.width}, accumulate) : nothing(x, p.x.dtype);
+  Tensor grad_x = need_x ? empty_like_x(x, p.height, p.width, p.x.dtype) : nothing(x, p.x.dtype);
   Tensor grad_flow = need_flow ? empty(x, {p.batch, 2, p.out_height, p.out_width}, accumulate) : nothing(x, accumulate);
-  if (need_x) p.grad_x = view<4>(grad_x);
   if (need_flow) p.grad_flow = view<4>(grad_flow);
-  if (p.batch > 0) execute<Backward>(x, p);
-  return {converted(grad_x, p.x.dtype), grad_flow};
+  if (p.batch == 0) return {grad_x, grad_flow};
+  if (!need_x) {
+    execute<Backward>(x, p);
+    return {grad_x, grad_flow};
+  }
+  p.grad_x = view<4>(grad_x);
+  if (takes_grad_x(p, x)) {
+    execute<Backward>(x, p);
+    return {grad_x, grad_flow};
+  }
+  // Contiguous sums of the accumulate type, then the type and layout that were asked for.
+  const Tensor sums = empty(x, {p.batch, p.channels, p.height, p.width}, accumulate);
+  p.grad_x = view<4>(sums);
+  execute<Backward>(x, p);
+  return {torch::stable::copy_(grad_x, sums), grad_flow};
 }
 
 }  // namespace

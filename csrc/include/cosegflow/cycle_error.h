@@ -24,11 +24,12 @@ struct CycleErrorParams {
   View4 grad_ba;     // (B, 2, Hb, Wb) contiguous, the type of error; overwritten; null where not wanted
 };
 
-// No workspace is needed.
+// On the CPU no workspace is needed, nor is one on CUDA for the forward.
 COSEGFLOW_API Status cycle_error_forward_cpu(const CycleErrorParams&, const CpuRuntime&);
 COSEGFLOW_API Status cycle_error_backward_cpu(const CycleErrorParams&, const CpuRuntime&);
 
 COSEGFLOW_API Status cycle_error_forward_cuda(const CycleErrorParams&, Stream);
-COSEGFLOW_API Status cycle_error_backward_cuda(const CycleErrorParams&, Stream);
+COSEGFLOW_API size_t cycle_error_backward_workspace_bytes_cuda(const CycleErrorParams&);
+COSEGFLOW_API Status cycle_error_backward_cuda(const CycleErrorParams&, void* workspace, Stream);
 
 }  // namespace cosegflow

@@ -25,15 +25,19 @@ struct WarpParams {
 
   // backward
   View4 grad_out;   // (B, C, Ho, Wo), the type of x
-  View4 grad_x;     // (B, C, H, W) contiguous, accumulate_type(x); overwritten; null where not wanted
+  View4 grad_x;     // (B, C, H, W) contiguous, accumulate_type(x); overwritten; null where not wanted; see below
   View4 grad_flow;  // (B, 2, Ho, Wo), the type of flow; overwritten; null where not wanted
 };
 
-// No workspace is needed.
+// On the CPU no workspace is needed, nor is one on CUDA for the forward.
 COSEGFLOW_API Status warp_forward_cpu(const WarpParams&, const CpuRuntime&);
 COSEGFLOW_API Status warp_backward_cpu(const WarpParams&, const CpuRuntime&);
 
 COSEGFLOW_API Status warp_forward_cuda(const WarpParams&, Stream);
-COSEGFLOW_API Status warp_backward_cuda(const WarpParams&, Stream);
+COSEGFLOW_API size_t warp_backward_workspace_bytes_cuda(const WarpParams&);
+COSEGFLOW_API Status warp_backward_cuda(const WarpParams&, void* workspace, Stream);
+// Whether grad_x may also have the type of x, and any strides under which its elements are distinct. Asks about sizes,
+// and strides of x, flow, grad_out and grad_x.
+COSEGFLOW_API bool warp_grad_x_of_any_kind_cuda(const WarpParams&);
 
 }  // namespace cosegflow

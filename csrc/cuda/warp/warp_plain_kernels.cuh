@@ -1,13 +1,12 @@
-// warp on CUDA, the plainly right kernels.
+// warp on CUDA, the plainly right kernels: any sizes and strides, 64-bit offsets. They serve where the fast ones do not
+// (planes of more than 2^31 elements), and are what those are compared with.
 //
 // Forward: a thread owns one output pixel and a run of kChannels channels: it reads the flow once, forms the four taps
-//   and weights once in registers, and reuses them over its channels. Neighbouring threads own neighbouring pixels, so
-//   the flow and the output are coalesced, and so are the taps where the flow is smooth.
-//   Must move: C*(H*W + Ho*Wo) elements + 8*Ho*Wo bytes of flow; 8 FLOPs per output: bound by memory.
+//   and weights once in registers, and reuses them over its channels.
 // Backward to flow: a thread owns one pixel and all channels; the sum over channels stays in registers.
 // Backward to x: a thread owns one pixel and a run of channels and adds four weighted values by atomics. The
 //   deterministic kernel gives a thread one whole plane of x, which it scans in raster order: no atomics, one order.
-// No shared memory. Fraction of the bandwidth reached: not measured yet.
+// No shared memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +14,7 @@
 #include "common/warp_math.h"
 #include "primitives/launch.cuh"
 
-namespace cosegflow::warp_cuda {
+namespace cosegflow::warp_plain {
 
 constexpr int kThreads = 256;
 constexpr int kChannels = 16;
@@ -45,7 +44,7 @@ __device__ __forceinline__ WarpPoint<A> point_of_pixel(const WarpParams& p, int6
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) warp_forward_kernel(WarpParams p) {
+__global__ void __launch_bounds__(kThreads) warp_plain_forward_kernel(WarpParams p) {
   using A = accumulate_t<T>;
   const PixelOfThread pixel = pixel_of_thread(p);
   if (!pixel.exists) return;
@@ -65,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) warp_forward_kernel(WarpParams p) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) warp_backward_flow_kernel(WarpParams p) {
+__global__ void __launch_bounds__(kThreads) warp_plain_flow_gradient_kernel(WarpParams p) {
   using A = accumulate_t<T>;
   const PixelOfThread pixel = pixel_of_thread(p);
   if (!pixel.exists) return;
@@ -89,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) warp_backward_flow_kernel(WarpParams
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) warp_backward_x_atomic_kernel(WarpParams p) {
+__global__ void __launch_bounds__(kThreads) warp_plain_atomic_kernel(WarpParams p) {
   using A = accumulate_t<T>;
   const PixelOfThread pixel = pixel_of_thread(p);
   if (!pixel.exists) return;
@@ -108,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) warp_backward_x_atomic_kernel(WarpPa
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) warp_backward_x_deterministic_kernel(WarpParams p) {
+__global__ void __launch_bounds__(kThreads) warp_plain_deterministic_kernel(WarpParams p) {
   using A = accumulate_t<T>;
   const int64_t plane_id = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (plane_id >= p.batch * p.channels) return;
@@ -126,4 +125,4 @@ __global__ void __launch_bounds__(kThreads) warp_backward_x_deterministic_kernel
   }
 }
 
-}  // namespace cosegflow::warp_cuda
+}  // namespace cosegflow::warp_plain
