@@ -171,6 +171,7 @@ class Operators:
         need_fa: bool,
         need_fb: bool,
         need_flow: bool,
+        simple: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
     def transfer(
         self,

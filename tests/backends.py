@@ -168,7 +168,7 @@ class _LocalCorrelation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, fa, fb, flow, radius, normalize, simple, deterministic):
         ctx.save_for_backward(fa, fb, flow)
-        ctx.options = (radius, normalize, deterministic)
+        ctx.options, ctx.simple = (radius, normalize, deterministic), simple
         arrays = [to_numpy(t) for t in (fa, fb, flow)]
         return to_torch(hostsim_module().local_correlation(*arrays, radius, normalize, simple))
 
@@ -176,7 +176,7 @@ class _LocalCorrelation(torch.autograd.Function):
     def backward(ctx, grad):
         arrays = [to_numpy(t) for t in (grad, *ctx.saved_tensors)]
         need = tuple(ctx.needs_input_grad[:3])
-        grads = hostsim_module().local_correlation_backward(*arrays, *ctx.options, need)
+        grads = hostsim_module().local_correlation_backward(*arrays, *ctx.options, need, ctx.simple)
         return (*(to_torch(g) for g in grads), None, None, None, None)
 
 

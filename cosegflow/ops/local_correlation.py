@@ -89,6 +89,7 @@ def _fake_backward(
     need_fa: bool,
     need_fb: bool,
     need_flow: bool,
+    simple: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         fa.new_empty(fa.shape if need_fa else (0,)),
@@ -100,7 +101,7 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    fa, fb, flow, ctx.radius, ctx.normalize, _ = inputs
+    fa, fb, flow, ctx.radius, ctx.normalize, ctx.simple = inputs
     ctx.save_for_backward(fa, fb, flow)
 
 
@@ -109,13 +110,13 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     need = ctx.needs_input_grad[:3]
     deterministic = torch.are_deterministic_algorithms_enabled()
     grads = _transforms.run(
-        "local_correlation_backward", grad_out, fa, fb, flow, ctx.radius, ctx.normalize, deterministic, *need
+        "local_correlation_backward", grad_out, fa, fb, flow, ctx.radius, ctx.normalize, deterministic, *need, ctx.simple
     )
     return (*(g if n else None for g, n in zip(grads, need, strict=True)), None, None, None)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_out, fa, fb, flow, ctx.radius, ctx.normalize, _, *ctx.need = inputs
+    grad_out, fa, fb, flow, ctx.radius, ctx.normalize, _, *ctx.need, _ = inputs
     ctx.save_for_backward(grad_out, fa, fb, flow)
 
 
@@ -129,7 +130,7 @@ def _double_backward(ctx: Any, *grad_grads: Tensor | None) -> tuple[Tensor | Non
     inputs = (fa, fb) if flow is None else (fa, fb, flow)
     for_inputs, for_grads = second_derivative(forward, inputs, (grad_out,), wanted[: len(inputs)])
     for_flow = None if flow is None else for_inputs[2]
-    return (*for_grads, *for_inputs[:2], for_flow, *(None,) * 6)
+    return (*for_grads, *for_inputs[:2], for_flow, *(None,) * 7)
 
 
 if _library.is_available():

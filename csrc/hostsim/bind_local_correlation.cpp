@@ -37,9 +37,9 @@ py::array forward(const py::array& fa, const py::array& fb, const py::object& fl
 }
 
 py::tuple backward(const py::array& grad_out, const py::array& fa, const py::array& fb, const py::object& flow,
-                   int64_t radius, bool normalize, bool deterministic, const std::vector<bool>& need) {
+                   int64_t radius, bool normalize, bool deterministic, const std::vector<bool>& need, bool simple) {
   LocalCorrelationParams p = params(fa, fb, flow, radius, normalize);
-  p.deterministic = deterministic;
+  p.deterministic = deterministic, p.simple = simple;
   p.grad_out = view<4>(grad_out, "grad_out");
   py::object grads[3] = {py::none(), py::none(), py::none()};
   const py::object inputs[3] = {fa, fb, flow};
@@ -61,7 +61,7 @@ void bind_local_correlation(py::module_& m) {
   m.def("local_correlation", &forward, py::arg("fa"), py::arg("fb"), py::arg("flow"), py::arg("radius"),
         py::arg("normalize") = false, py::arg("simple") = false);
   m.def("local_correlation_backward", &backward, py::arg("grad_out"), py::arg("fa"), py::arg("fb"), py::arg("flow"),
-        py::arg("radius"), py::arg("normalize"), py::arg("deterministic"), py::arg("need"));
+        py::arg("radius"), py::arg("normalize"), py::arg("deterministic"), py::arg("need"), py::arg("simple") = false);
 }
 
 }  // namespace hostsim

@@ -80,9 +80,9 @@ Tensor local_correlation(Tensor fa, Tensor fb, OptionalTensor flow, int64_t radi
 std::tuple<Tensor, Tensor, Tensor> local_correlation_backward(Tensor grad_out, Tensor fa, Tensor fb,
                                                               OptionalTensor flow, int64_t radius, bool normalize,
                                                               bool deterministic, bool need_fa, bool need_fb,
-                                                              bool need_flow) {
+                                                              bool need_flow, bool simple) {
   LocalCorrelationParams p = params_of(fa, fb, flow, radius, normalize);
-  p.deterministic = deterministic;
+  p.deterministic = deterministic, p.simple = simple;
   require(!need_flow || flow.has_value(), "need_flow needs flow");
   p.grad_out = grad_view<4>(grad_out, fa, out_sizes(p), p.fa.dtype);
   const DType accumulate = accumulate_type(p.fa.dtype);
@@ -104,8 +104,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
       "-> Tensor");
   m.def(
       "local_correlation_backward(Tensor grad_out, Tensor fa, Tensor fb, Tensor? flow, int radius, bool normalize, "
-      "bool deterministic, bool need_fa, bool need_fb, bool need_flow) -> (Tensor grad_fa, Tensor grad_fb, "
-      "Tensor grad_flow)");
+      "bool deterministic, bool need_fa, bool need_fb, bool need_flow, bool simple=False) -> (Tensor grad_fa, "
+      "Tensor grad_fb, Tensor grad_flow)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cosegflow, CPU, m) {

@@ -1,9 +1,7 @@
-// What forward and backward of local_correlation share: the sides with their norms, and launches over flat grids.
+// What the launches of local_correlation share: the sides with their norms, and the last step of the backward.
 #pragma once
 
-#include "common/arena.h"
-#include "common/local_correlation_checks.h"
-#include "entry_checks.cuh"
+#include "local_correlation/local_correlation_launch.cuh"
 #include "local_correlation/local_correlation_simple_kernels.cuh"
 
 namespace cosegflow::local_correlation_cuda {
@@ -25,30 +23,24 @@ struct Sides {
   }
 };
 
-// One thread per item.
-template <int kBlock = kThreads, class... P, class... A>
-Status launch_flat(void (*kernel)(P...), int64_t items, Stream stream, A... args) {
-  const int64_t blocks = (items + kBlock - 1) / kBlock;
-  if (blocks > INT32_MAX) return {"local_correlation: the tensors are too large for one launch"};
-  return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kBlock), 0, stream, args...);
-}
-
 template <class T>
 Status compute_norms(const LocalCorrelationParams& p, const Sides<T>& s, Stream stream) {
   if (!p.normalize) return {};
-  if (Status status =
-          launch_flat(&local_correlation_norm_kernel<T>, p.batch * s.a.positions(), stream, p.batch, s.a, s.norm_a);
+  if (Status status = launch_flat<kThreads>(&local_correlation_norm_kernel<T>, p.batch * s.a.positions(), stream,
+                                            p.batch, s.a, s.norm_a);
       !status.ok()) {
     return status;
   }
-  return launch_flat(&local_correlation_norm_kernel<T>, p.batch * s.b.positions(), stream, p.batch, s.b, s.norm_b);
+  return launch_flat<kThreads>(&local_correlation_norm_kernel<T>, p.batch * s.b.positions(), stream, p.batch, s.b,
+                               s.norm_b);
 }
 
-inline Status check_pixels(const LocalCorrelationParams& p) {
-  if (p.height_a * p.width_a > INT32_MAX || p.height_b * p.width_b > INT32_MAX) {
-    return {"local_correlation: an image has more than 2^31 pixels"};
-  }
-  return {};
+// result (B, C, H, W) of the caller's type, from the gradient to the (normalized) features of `side`.
+template <class T>
+Status finish_gradient(const LocalCorrelationParams& p, const Side<T>& side, const accumulate_t<T>* gradient,
+                       const View4& result, Stream stream) {
+  return launch_flat<kThreads>(&local_correlation_finish_kernel<T>, p.batch * side.positions(), stream, p.batch, side,
+                               gradient, static_cast<T*>(result.data));
 }
 
 }  // namespace cosegflow::local_correlation_cuda

@@ -248,7 +248,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   using Reaches = PlacedReach[kThreads];
   CSF_SHARED(Reaches, reaches);
   CSF_SHARED(Crowd, crowd);
-  using Partials = A[kThreads][kVector<T>];
+  constexpr int kLanes = kVector<T>;  // named: nvcc's host pass takes a variable template here for no constant
+  using Partials = A[kThreads][kLanes];
   CSF_SHARED(Partials, partials);
   const int thread = static_cast<int>(threadIdx.x), pixels = grid.tile_height * kPieceWidth;
   const Tile tile = tile_of_block(grid);

@@ -72,7 +72,9 @@ __device__ __forceinline__ void scatter_pixel(const WarpParams& p, const Channel
 template <class A>
 __global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 2 : 4)
     warp_scatter_kernel(WarpParams p, TileGrid grid, int64_t first_image) {
-  using Memory = A[kWindowElements<A>];
+  constexpr int kElements =
+      kWindowElements<A>;  // named: nvcc's host pass takes a variable template here for no constant
+  using Memory = A[kElements];
   CSF_SHARED(Memory, memory);
   Tile tile = tile_of_block(grid);
   tile.b += first_image;

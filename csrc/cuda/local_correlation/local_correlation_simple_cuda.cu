@@ -1,14 +1,12 @@
-// local_correlation backward on CUDA: workspace, dispatch and launches. The gradients of the (normalized) features are
+// local_correlation by the simple kernels: workspace and launches. The gradients of the (normalized) features are
 // formed in the accumulator's type, one side after the other, and then finished.
 #include <algorithm>
 
 #include "common/dispatch.h"
 #include "local_correlation/local_correlation_common.cuh"
 
-namespace cosegflow {
+namespace cosegflow::local_correlation_cuda {
 namespace {
-
-using namespace local_correlation_cuda;
 
 template <class T>
 struct Workspace {
@@ -23,10 +21,12 @@ struct Workspace {
 };
 
 template <class T>
-Status finish(const LocalCorrelationParams& p, const Workspace<T>& w, const Side<T>& side, const View4& result,
-              Stream stream) {
-  return launch_flat(&local_correlation_finish_kernel<T>, p.batch * side.positions(), stream, p.batch, side, w.gradient,
-                     static_cast<T*>(result.data));
+Status forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
+  Arena arena(workspace);
+  const Sides<T> sides(p, arena);
+  if (Status s = compute_norms(p, sides, stream); !s.ok()) return s;
+  const int64_t items = p.batch * p.side() * p.side() * sides.a.positions();
+  return launch_flat<kThreads>(&local_correlation_simple_kernel<T>, items, stream, p, sides.a, sides.b);
 }
 
 template <class T>
@@ -34,8 +34,8 @@ Status gradient_to_b(const LocalCorrelationParams& p, const Workspace<T>& w, Str
   const Side<T>&a = w.sides.a, &b = w.sides.b;
   const int64_t runs = (p.channels + kRun - 1) / kRun;
   if (p.flow.data == nullptr) {
-    return launch_flat(&local_correlation_grad_b_gather_kernel<T>, p.batch * runs * b.positions(), stream, p, a, b,
-                       w.gradient);
+    return launch_flat<kThreads>(&local_correlation_grad_b_gather_kernel<T>, p.batch * runs * b.positions(), stream, p,
+                                 a, b, w.gradient);
   }
   const size_t bytes = static_cast<size_t>(p.batch * p.channels * b.positions()) * sizeof(accumulate_t<T>);
   if (Status s = memset_async(w.gradient, 0, bytes, stream); !s.ok()) return s;
@@ -43,8 +43,8 @@ Status gradient_to_b(const LocalCorrelationParams& p, const Workspace<T>& w, Str
     return launch_flat<kPlaneThreads>(&local_correlation_grad_b_deterministic_kernel<T>, p.batch * p.channels, stream,
                                       p, a, b, w.gradient);
   }
-  return launch_flat(&local_correlation_grad_b_atomic_kernel<T>, p.batch * runs * a.positions(), stream, p, a, b,
-                     w.gradient);
+  return launch_flat<kThreads>(&local_correlation_grad_b_atomic_kernel<T>, p.batch * runs * a.positions(), stream, p, a,
+                               b, w.gradient);
 }
 
 template <class T>
@@ -55,41 +55,52 @@ Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream)
   if (Status s = compute_norms(p, w.sides, stream); !s.ok()) return s;
   if (p.grad_flow.data != nullptr) {
     const int64_t items = p.batch * a.positions() * 32;
-    if (Status s = launch_flat(&local_correlation_grad_flow_kernel<T>, items, stream, p, a, b); !s.ok()) return s;
+    if (Status s = launch_flat<kThreads>(&local_correlation_grad_flow_kernel<T>, items, stream, p, a, b); !s.ok())
+      return s;
   }
   if (p.grad_fa.data != nullptr) {
     const int64_t items = p.batch * ((p.channels + kRun - 1) / kRun) * a.positions();
-    Status s = launch_flat(&local_correlation_grad_a_kernel<T>, items, stream, p, a, b, w.gradient);
-    if (s.ok()) s = finish(p, w, a, p.grad_fa, stream);
+    Status s = launch_flat<kThreads>(&local_correlation_grad_a_kernel<T>, items, stream, p, a, b, w.gradient);
+    if (s.ok()) s = finish_gradient(p, a, w.gradient, p.grad_fa, stream);
     if (!s.ok()) return s;
   }
   if (p.grad_fb.data == nullptr) return {};
   if (Status s = gradient_to_b(p, w, stream); !s.ok()) return s;
-  return finish(p, w, b, p.grad_fb, stream);
-}
-
-template <class T>
-size_t bytes(const LocalCorrelationParams& p) {
-  Arena arena;
-  Workspace<T>(p, arena);
-  return arena.bytes();
+  return finish_gradient(p, b, w.gradient, p.grad_fb, stream);
 }
 
 }  // namespace
 
-size_t local_correlation_backward_workspace_bytes_cuda(const LocalCorrelationParams& p) {
-  if (!check_sizes(p).ok() || p.batch == 0) return 0;
-  return p.fa.dtype == DType::kFloat64 ? bytes<double>(p) : bytes<float>(p);
+size_t simple_forward_bytes(const LocalCorrelationParams& p) {
+  Arena arena;
+  dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
+    Sides<typename decltype(tag)::type>(p, arena);
+    return {};
+  });
+  return arena.bytes();
 }
 
-Status local_correlation_backward_cuda(const LocalCorrelationParams& p, void* workspace, Stream stream) {
-  if (Status s = check_backward(p); !s.ok() || p.batch == 0) return s;
-  if (Status s = check_pixels(p); !s.ok()) return s;
-  if (Status s = check_workspace(workspace, local_correlation_backward_workspace_bytes_cuda(p)); !s.ok()) return s;
+size_t simple_backward_bytes(const LocalCorrelationParams& p) {
+  Arena arena;
+  dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
+    Workspace<typename decltype(tag)::type>(p, arena);
+    return {};
+  });
+  return arena.bytes();
+}
+
+Status simple_forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
+  return dispatch_floating(p.fa.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    return forward<T>(p, workspace, stream);
+  });
+}
+
+Status simple_backward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return backward<T>(p, workspace, stream);
   });
 }
 
-}  // namespace cosegflow
+}  // namespace cosegflow::local_correlation_cuda
