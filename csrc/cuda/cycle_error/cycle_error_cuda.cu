@@ -41,11 +41,11 @@ bool gathers(const CycleErrorParams& p) {
 }
 
 template <class A>
-InverseMap<A> lay_out(const CycleErrorParams& p, Arena& arena, KeptSamples<A>& kept) {
+WarpMap<A> lay_out(const CycleErrorParams& p, Arena& arena, KeptSamples<A>& kept) {
   const int64_t elements = p.batch * 2 * p.height_a * p.width_a;
   kept.flow = arena.take<A>(elements);
   kept.grad = arena.take<A>(elements);
-  return inverse_map<A>(as_warp(p, kept), arena);
+  return warp_map<A>(as_warp(p, kept), arena);
 }
 
 template <class A>
@@ -75,10 +75,10 @@ Status backward_fast(const CycleErrorParams& p, void* workspace, Stream stream) 
   }
   if (Status s = check_workspace(workspace, kept_bytes<A>(p)); !s.ok()) return s;
   Arena arena(workspace);
-  const InverseMap<A> map = lay_out(p, arena, kept);
+  const WarpMap<A> map = lay_out(p, arena, kept);
   const WarpParams w = as_warp(p, kept);
   Status s = launch(&cycle_error_backward_kernel<T>, blocks, threads, 0, stream, p, grid, kept);
-  if (s.ok()) s = build_inverse_map(w, map, stream);
+  if (s.ok()) s = build_warp_map(w, map, stream);
   if (s.ok()) s = gather_planes<A>(w, map, stream);
   return s;
 }

@@ -1,16 +1,71 @@
-// local_correlation along a flow: workspace and launches.
-#include "local_correlation/local_correlation_launch.cuh"
+// local_correlation along a flow, forward: workspace and launches; and which calls the kernels along a flow take.
+#include "common/dispatch.h"
+#include "local_correlation/local_correlation_flow_products_kernel.cuh"
+#include "local_correlation/local_correlation_flow_sides.cuh"
+#include "warp/warp_inverse.cuh"
 
 namespace cosegflow::local_correlation_cuda {
+namespace {
 
-const char* why_not_flow(const LocalCorrelationParams&) { return "with flow there are only the simple kernels"; }
-size_t flow_forward_bytes(const LocalCorrelationParams&) { return 0; }
-size_t flow_backward_bytes(const LocalCorrelationParams&) { return 0; }
-Status flow_forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
-  return simple_forward(p, workspace, stream);
+constexpr int64_t kMostTaps = 256;  // of a window's side
+
+int64_t pieces_of(const LocalCorrelationParams& p) {
+  const int64_t across = (p.side() + kPieceOutputs - 1) / kPieceOutputs;
+  return across * across;
 }
-Status flow_backward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
-  return simple_backward(p, workspace, stream);
+
+template <class T>
+struct Workspace {
+  FlowSide<T> a, b;
+
+  Workspace(const LocalCorrelationParams& p, Arena& arena)
+      : a(p, p.fa, p.height_a, p.width_a, true, arena), b(p, p.fb, p.height_b, p.width_b, true, arena) {}
+};
+
+template <class T>
+Status forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
+  Arena arena(workspace);
+  const Workspace<T> w(p, arena);
+  Status s = w.a.prepare(stream);
+  if (s.ok()) s = w.b.prepare(stream);
+  if (!s.ok()) return s;
+  const int64_t pieces = pieces_of(p);
+  const RunGrid grid = products_grid(p, pieces);
+  return launch(&local_correlation_flow_forward_kernel<T>, dim3(static_cast<unsigned>(p.batch * grid.blocks * pieces)),
+                dim3(kThreads), 0, stream, p, w.a.side, w.b.side, w.a.rows, w.b.rows, grid, static_cast<int>(pieces));
+}
+
+}  // namespace
+
+const char* why_not_flow(const LocalCorrelationParams& p) {
+  const int64_t taps = p.side() + 1;
+  if (taps > kMostTaps) return "a window of more than 256 x 256 pixels";
+  // Blocks of any launch are at most so many: a run of one pixel each, cut into pieces, products or chunks of channels.
+  const int64_t chunks = p.channels / 64 + 1, parts = pieces_of(p) > chunks ? pieces_of(p) : chunks;
+  const bool small = bounded_product(INT32_MAX, p.batch, p.height_a, p.width_a, parts * 2) <= INT32_MAX &&
+                     bounded_product(INT32_MAX, p.batch, p.height_b, p.width_b, chunks) <= INT32_MAX &&
+                     p.channels <= INT32_MAX / 2;
+  if (!small) return "more pixels, channels and parts of windows than a grid has blocks";
+  if (!warp_cuda::inverse_map_fits(p.batch, p.height_b + taps - 1, p.width_b + taps - 1)) {
+    return "more places of windows than 31 bits count";
+  }
+  return nullptr;
+}
+
+size_t flow_forward_bytes(const LocalCorrelationParams& p) {
+  Arena arena;
+  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
+    Workspace<typename decltype(tag)::type>(p, arena);
+    return {};
+  });
+  return arena.bytes();
+}
+
+Status flow_forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
+  return dispatch_floating(p.fa.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    return forward<T>(p, workspace, stream);
+  });
 }
 
 }  // namespace cosegflow::local_correlation_cuda

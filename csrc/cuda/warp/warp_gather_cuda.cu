@@ -8,12 +8,12 @@ namespace {
 template <class A>
 size_t map_bytes(const WarpParams& p) {
   Arena arena;
-  inverse_map<A>(p, arena);
+  warp_map<A>(p, arena);
   return arena.bytes();
 }
 
 template <class T>
-Status gather(const WarpParams& p, const InverseMap<accumulate_t<T>>& map, Stream stream) {
+Status gather(const WarpParams& p, const WarpMap<accumulate_t<T>>& map, Stream stream) {
   if (whole_vectors(p.grad_out, p.channels) && whole_vectors(p.grad_x, p.channels) &&
       short_offsets(p.grad_out, p.channels, p.out_height, p.out_width) &&
       short_offsets(p.grad_x, p.channels, p.height, p.width)) {
@@ -37,8 +37,8 @@ Status warp_x_gradient_gather(const WarpParams& p, void* workspace, Stream strea
     using T = typename decltype(tag)::type;
     using A = accumulate_t<T>;
     Arena arena(workspace);
-    const InverseMap<A> map = inverse_map<A>(p, arena);
-    if (Status s = build_inverse_map(p, map, stream); !s.ok()) return s;
+    const WarpMap<A> map = warp_map<A>(p, arena);
+    if (Status s = build_warp_map(p, map, stream); !s.ok()) return s;
     return gather<T>(p, map, stream);
   });
 }

@@ -18,7 +18,7 @@
 
 #include "primitives/warp_reduce.cuh"
 #include "warp/channel_vector.cuh"
-#include "warp/warp_inverse.cuh"
+#include "warp/warp_landings.cuh"
 
 namespace cosegflow::warp_cuda {
 
@@ -34,7 +34,7 @@ struct Reach {
 };
 
 template <class A>
-__device__ __forceinline__ Reach reach_of(const WarpParams& p, const InverseMap<A>& map, int64_t b, int row,
+__device__ __forceinline__ Reach reach_of(const WarpParams& p, const WarpMap<A>& map, int64_t b, int row,
                                           int column) {
   const int* cells = map.starts + (b * map.rows + row) * map.pitch + column;
   const bool nearest = p.mode == WarpMode::kNearest;  // only the cell whose upper left tap it is
@@ -161,7 +161,7 @@ __device__ __forceinline__ void gather_pixel(const WarpParams& p, const Landing<
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
-    warp_gather_planes_kernel(WarpParams p, TileGrid grid, InverseMap<accumulate_t<T>> map, int run) {
+    warp_gather_planes_kernel(WarpParams p, TileGrid grid, WarpMap<accumulate_t<T>> map, int run) {
   using A = accumulate_t<T>;
   constexpr int kAtOnce = kGatherChannels<T>;
   CSF_SHARED(Crowd, crowd);
@@ -243,7 +243,7 @@ struct PlacedReach {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 3)
-    warp_gather_channels_kernel(WarpParams p, TileGrid grid, InverseMap<accumulate_t<T>> map) {
+    warp_gather_channels_kernel(WarpParams p, TileGrid grid, WarpMap<accumulate_t<T>> map) {
   using A = accumulate_t<T>;
   using Reaches = PlacedReach[kThreads];
   CSF_SHARED(Reaches, reaches);

@@ -1,0 +1,275 @@
+// The gradients of local_correlation to the features, along a flow. Per pixel p of a, E(p) has the gradients to the
+// (2r+2)^2 products of its window (window_math.h); d fa(p) is the sum of E fb over the window, d fb(q) that of E fa
+// over the pixels whose windows hold q. Both are sums of rows (local_correlation_flow_sums.cuh): a block has 8 runs of
+// four pixels and one chunk of 128 channels, a warp a run.
+//
+// products' gradient: a block has 32 pixels and up to 128 products; a lane a pixel, so that grad_out is read in
+//   neighbours; through shared memory (17 KB), as E has the window of a pixel together. 4 loads a product.
+// to fa: the taps of four windows, each read once for all four (local_correlation_flow_windows.cuh).
+// to fb: a gather by the map of where windows lie (warp/warp_inverse.cuh). A window lies in the cell of its first tap,
+//   cells reach 2r+1 beyond fb, so pixel q is reached from (2r+2)^2 cells: 2r+2 runs of the list, for four neighbours
+//   of q 3 cells longer. A lane fetches a landing, the octets take two each of 32. No atomics: one order of every sum.
+//   Runs with over 1024 landings (all windows at one place) are taken by the whole block, one run after the other.
+// Must move, for smooth flow, 3.3 rows of a tap for each row of a window once, and E; 2 B (2r+2)^2 C Ha Wa FLOPs each.
+// Registers: see tests/test_ptxas.py. Time not measured yet.
+#pragma once
+
+#include "local_correlation/local_correlation_flow_sums.cuh"
+#include "warp/warp_inverse.cuh"
+
+namespace cosegflow::local_correlation_cuda {
+
+constexpr int kCrowded = 1024;  // landings that the warp of a run still takes alone
+constexpr int kEdgeTaps = 128;  // products of a block
+
+// E (B, Ha * Wa, taps), taps = (2r+2)^2. From a flat grid over (image, 32 pixels, 128 taps).
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    local_correlation_flow_product_gradient_kernel(LocalCorrelationParams p, accumulate_t<T>* gradient) {
+  using Acc = accumulate_t<T>;
+  using Tile = Acc[32][kEdgeTaps + 1];
+  CSF_SHARED(Tile, tile);
+  const int side = static_cast<int>(p.side()), taps = (side + 1) * (side + 1),
+            parts = (taps + kEdgeTaps - 1) / kEdgeTaps;
+  const int width = static_cast<int>(p.width_a), n = static_cast<int>(p.height_a) * width, runs = (n - 1) / 32 + 1;
+  const int first_tap = static_cast<int>(blockIdx.x % static_cast<unsigned>(parts)) * kEdgeTaps;
+  const unsigned block = blockIdx.x / static_cast<unsigned>(parts);
+  const int64_t b = block / static_cast<unsigned>(runs);
+  const int first = static_cast<int>(block % static_cast<unsigned>(runs)) * 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int pixels = min(32, n - first), count = min(kEdgeTaps, taps - first_tap);
+  if (lane < pixels) {
+    const int y = (first + lane) / width, x = (first + lane) % width;
+    const Window<Acc> w = window_of<Acc>(p, b, y, x);
+    const GradientOfPixel<T> grad(p, b, y, x);
+    for (int k = warp; k < count; k += kWarps) {
+      const int i = (first_tap + k) / (side + 1), j = (first_tap + k) % (side + 1);
+      tile[lane][k] = window_gradient(i, j, side, w.wy, w.wx, grad);
+    }
+  }
+  __syncthreads();
+  for (int pixel = warp; pixel < pixels; pixel += kWarps) {
+    Acc* const to = gradient + (b * n + first + pixel) * taps + first_tap;
+    for (int k = lane; k < count; k += 32) to[k] = tile[pixel][k];
+  }
+}
+
+// Adds the rows of one turn's taps, weighed by E and the scale of the tap.
+template <bool kWhole, class T>
+__device__ __forceinline__ void add_window(const Side<T>& other, const T* image_b, int step_b, int64_t b,
+                                           const LaneChannels<T>& channels, const RunWindows<accumulate_t<T>>& windows,
+                                           int turn, const accumulate_t<T>* gradient, int taps_across,
+                                           RunSums<T>& sums) {
+  using Acc = accumulate_t<T>;
+  const BoxTaps taps(windows.box(turn));
+  const bool takes_part = windows.takes_part(turn);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int octet_tap = lane / Octets<T>::kLanes * kTapsAtOnce, own_tap = octet_tap + lane / kRunPixels % kTapsAtOnce;
+#pragma unroll 1
+  for (int n = 0; n < taps.count; n += kStepTaps) {
+    int y, x;
+    const T* row[kTapsAtOnce];
+#pragma unroll
+    for (int u = 0; u < kTapsAtOnce; ++u) {
+      taps.place(min(n + octet_tap + u, taps.count - 1), y, x);
+      row[u] = image_b + static_cast<int64_t>(y * other.width + x) * step_b;
+    }
+    taps.place(min(n + own_tap, taps.count - 1), y, x);
+    const bool counts = n + own_tap < taps.count && takes_part && windows.holds(y, x);
+    Acc weight = Acc(0);
+    if (counts) weight = gradient[(y - windows.y) * taps_across + (x - windows.x)] * other.scale(b, y, x);
+    sums.template add<kWhole>(channels, row, weight, counts);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
+    local_correlation_flow_grad_a_kernel(LocalCorrelationParams p, Side<T> other, Rows<T> rows_b, RunGrid grid,
+                                         int chunks, const accumulate_t<T>* gradient, GradientTarget<T> target) {
+  using Acc = accumulate_t<T>;
+  CSF_SHARED(SumTile<T>, tile);
+  const GradientPlace at(grid, chunks);
+  const LaneChannels<T> channels(at.chunk, rows_b.vectors);
+  const RunPixel own = pixel_of_run(grid, at.run, static_cast<int>(threadIdx.x) % kRunPixels);
+  const Window<Acc> window = window_of<Acc>(p, at.b, own.y, own.x);
+  const int size = window.size, across = (size + kPieceTaps - 1) / kPieceTaps;
+  const int64_t pixel = at.b * grid.height * grid.width + (own.y * grid.width + own.x);
+  const T* const image = rows_b.of_image(at.b);
+  RunSums<T> sums;
+  sums.clear();
+#pragma unroll 1
+  for (int number = 0; number < across * across; ++number) {
+    const Piece piece = piece_of(number, size, kPieceTaps, 0);
+    const RunWindows<Acc> windows(window, own.exists, piece, other.height, other.width);
+    const Acc* const mine = gradient + (pixel * size + piece.i) * size + piece.j;
+#pragma unroll 1
+    for (int turn = 0; turn < windows.turns(); ++turn) {
+      if (channels.whole) {
+        add_window<true>(other, image, rows_b.step, at.b, channels, windows, turn, mine, size, sums);
+      } else {
+        add_window<false>(other, image, rows_b.step, at.b, channels, windows, turn, mine, size, sums);
+      }
+    }
+  }
+  tile.put(sums);
+  __syncthreads();
+  write_tile(tile, grid, at, p.channels, 0, target);
+}
+
+// A pixel of a, as what it gives to fb is gathered: its number, and its window's first column.
+struct WindowLanding {
+  int pixel, column;
+};
+
+// Where windows lie, for the map: the cells are those of first taps, (2r+1) more above and left of fb than it has.
+template <class A>
+struct WindowPlaces {
+  using Landing = WindowLanding;
+  LocalCorrelationParams p;
+
+  __device__ __forceinline__ Window<A> window(int64_t b, int pixel) const {
+    const int width = static_cast<int>(p.width_a);
+    return window_of<A>(p, b, pixel / width, pixel % width);
+  }
+  __device__ __forceinline__ int cell(int64_t b, int pixel) const {
+    const Window<A> w = window(b, pixel);
+    const int margin = w.size - 1, height = static_cast<int>(p.height_b), width = static_cast<int>(p.width_b);
+    const bool lands = w.finite && w.y >= -margin && w.y < height && w.x >= -margin && w.x < width;
+    return lands ? (w.y + margin) * (width + margin + 1) + (w.x + margin) : -1;
+  }
+  __device__ __forceinline__ Landing landing(int64_t b, int pixel) const { return {pixel, window(b, pixel).x}; }
+};
+
+using WindowMap = warp_cuda::InverseMap<WindowLanding>;
+
+// The landings that reach a run of four pixels of fb, row of cells by row of cells.
+struct RunReach {
+  const int* starts;  // of the first cell of the first row
+  int cells, rows;    // of a row, and how many
+
+  __device__ __forceinline__ RunReach(const WindowMap& map, const RunGrid& grid, int64_t b, int run, int size) {
+    const RunPixel first = pixel_of_run(grid, run, 0), last = pixel_of_run(grid, run, kRunPixels - 1);
+    starts = map.starts + (b * map.rows + first.y) * map.pitch + first.x;
+    cells = last.x - first.x + size, rows = first.exists ? size : 0;
+  }
+
+  // All landings, in every lane.
+  __device__ __forceinline__ int count(int pitch) const {
+    int sum = 0;
+    for (int i = static_cast<int>(threadIdx.x) % 32; i < rows; i += 32) {
+      const int* const row = starts + static_cast<int64_t>(i) * pitch;
+      sum += row[cells] - row[0];
+    }
+    return warp_reduce_sum(sum);
+  }
+};
+
+// What the sums over landings read.
+template <class T>
+struct GatheredWindows {
+  const WindowLanding* landings;  // of the image
+  const T* image_a;
+  const accumulate_t<T>*gradient, *scale_a;  // of the image; scale_a may be null
+  int step_a, size, pitch;
+};
+
+// Adds the rows of the landings of a run of fb: 32 at a time, the groups `first`, first + step, ... of each row of
+// cells.
+template <bool kWhole, class T>
+__device__ __forceinline__ void add_landings(const GatheredWindows<T>& from, const RunReach& reach, const RunPixel& own,
+                                             const LaneChannels<T>& channels, int first, int step, RunSums<T>& sums) {
+  using Acc = accumulate_t<T>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int octet_tap = lane / Octets<T>::kLanes * kTapsAtOnce, own_tap = octet_tap + lane / kRunPixels % kTapsAtOnce;
+#pragma unroll 1
+  for (int row = 0; row < reach.rows; ++row) {
+    const int* const cells = reach.starts + static_cast<int64_t>(row) * from.pitch;
+    const int begin = cells[0], count = cells[reach.cells] - begin;
+    const int i = from.size - 1 - row;  // this row's windows begin that many rows above q
+#pragma unroll 1
+    for (int group = first * 32; group < count; group += step * 32) {
+      const int here = min(32, count - group);
+      const WindowLanding landing = from.landings[begin + group + min(lane, here - 1)];
+#pragma unroll 1
+      for (int n = 0; n < here; n += kStepTaps) {
+        const T* pixel[kTapsAtOnce];
+#pragma unroll
+        for (int u = 0; u < kTapsAtOnce; ++u) {
+          const int at = __shfl_sync(kWholeWarp, landing.pixel, min(n + octet_tap + u, here - 1));
+          pixel[u] = from.image_a + static_cast<int64_t>(at) * from.step_a;
+        }
+        const int source = min(n + own_tap, here - 1);
+        const int at = __shfl_sync(kWholeWarp, landing.pixel, source);
+        const int j = own.x - __shfl_sync(kWholeWarp, landing.column, source);
+        const bool counts = n + own_tap < here && static_cast<unsigned>(j) < static_cast<unsigned>(from.size);
+        Acc weight = Acc(0);
+        if (counts) {
+          weight = from.gradient[(static_cast<int64_t>(at) * from.size + i) * from.size + j];
+          if (from.scale_a != nullptr) weight *= from.scale_a[at];
+        }
+        sums.template add<kWhole>(channels, pixel, weight, counts);
+      }
+    }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
+    local_correlation_flow_grad_b_kernel(LocalCorrelationParams p, Side<T> a, Rows<T> rows_a, RunGrid grid, int chunks,
+                                         WindowMap map, const accumulate_t<T>* gradient, GradientTarget<T> target) {
+  using Acc = accumulate_t<T>;
+  using Flags = int[kWarps];
+  CSF_SHARED(SumTile<T>, tile);
+  CSF_SHARED(Flags, crowded);
+  const GradientPlace at(grid, chunks);
+  const LaneChannels<T> channels(at.chunk, rows_a.vectors);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, size = static_cast<int>(p.side()) + 1;
+  const int64_t pixels = a.positions();
+  const GatheredWindows<T> from{map.landings + at.b * map.pixels,
+                                rows_a.of_image(at.b),
+                                gradient + at.b * pixels * size * size,
+                                a.inverse_norm == nullptr ? nullptr : a.inverse_norm + at.b * pixels,
+                                rows_a.step,
+                                size,
+                                map.pitch};
+  const auto sum = [&](int run, int first, int step) {
+    RunSums<T> sums;
+    sums.clear();
+    const RunReach reach(map, grid, at.b, run, size);
+    // A pixel beyond the image takes what its neighbour takes, and is not written.
+    const RunPixel own = pixel_of_run(grid, run, thread % kRunPixels);
+    if (channels.whole) {
+      add_landings<true>(from, reach, own, channels, first, step, sums);
+    } else {
+      add_landings<false>(from, reach, own, channels, first, step, sums);
+    }
+    tile.put(sums);
+  };
+
+  const bool later = RunReach(map, grid, at.b, at.run, size).count(map.pitch) > kCrowded;
+  if (thread % 32 == 0) crowded[warp] = later ? 1 : 0;
+  if (!later) sum(at.run, 0, 1);
+  __syncthreads();
+  unsigned crowd = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) crowd |= static_cast<unsigned>(crowded[w]) << w;
+  write_tile(tile, grid, at, p.channels, crowd, target);
+
+#pragma unroll 1
+  for (; crowd != 0; crowd &= crowd - 1) {
+    const int run = __ffs(static_cast<int>(crowd)) - 1;
+    __syncthreads();
+    sum(at.first_run + run, warp, kWarps);
+    __syncthreads();
+    for (int k = thread; k < Octets<T>::kChunk * kRunPixels; k += kThreads) {  // the warps' sums, in one order
+      Acc* const of_warp = &tile.of[k / kRunPixels][k % kRunPixels];
+      Acc total = of_warp[0];
+      for (int w = 1; w < kWarps; ++w) total += of_warp[w * kRunPixels];
+      of_warp[run * kRunPixels] = total;  // only this thread reads and writes these
+    }
+    __syncthreads();
+    write_tile(tile, grid, at, p.channels, ~(1u << run), target);
+  }
+}
+
+}  // namespace cosegflow::local_correlation_cuda

@@ -1,0 +1,138 @@
+// The windows of a run of four neighbouring pixels, as one warp walks over them.
+//
+// Where a flow is smooth the four windows are nearly one: 10 x 10 taps of each are 10 x 13 of all. The warp walks over
+// all pixels of fb that any of the four windows holds, and reads each once for all four. Where the flow is torn that
+// would be more than the windows themselves, and the warp takes them one after the other: the same loop, over one
+// window. Boxes end at the edges of fb, so a tap outside is never read, and nothing of it is multiplied by anything.
+// Windows are cut into pieces of up to 10 x 10 taps.
+#pragma once
+
+#include "local_correlation/local_correlation_flow_rows.cuh"
+
+namespace cosegflow::local_correlation_cuda {
+
+constexpr int kRunPixels = 4;  // of a warp
+constexpr int kPieceTaps = 10;
+constexpr int kTapsAtOnce = 2;                     // of an octet
+constexpr int kStepTaps = kTapsAtOnce * 4;         // of a warp
+constexpr int kWarps = kThreads / 32;              // of a block
+constexpr int kBlockPixels = kWarps * kRunPixels;  // at most
+
+// How an image is cut into runs of four pixels of a row, and those into blocks.
+struct RunGrid {
+  int height, width;      // of the image
+  int across, per_image;  // runs
+  int of_block, blocks;   // runs of a block, blocks of an image
+
+  __device__ __forceinline__ int first_run(int block) const { return block * of_block; }
+};
+
+inline RunGrid run_grid(int64_t height, int64_t width, int of_block) {
+  const int64_t across = (width + kRunPixels - 1) / kRunPixels, runs = across * height;
+  return {static_cast<int>(height),
+          static_cast<int>(width),
+          static_cast<int>(across),
+          static_cast<int>(runs),
+          of_block,
+          static_cast<int>((runs + of_block - 1) / of_block)};
+}
+
+// One pixel of a run. A pixel beyond the image has the place of one that is.
+struct RunPixel {
+  int y, x;
+  bool exists;
+};
+
+__device__ __forceinline__ RunPixel pixel_of_run(const RunGrid& grid, int run, int number) {
+  const bool in_image = run < grid.per_image;
+  if (!in_image) run = grid.per_image - 1;
+  const int y = run / grid.across, x = run % grid.across * kRunPixels + number;
+  return {y, min(x, grid.width - 1), in_image && x < grid.width};
+}
+
+// A part of a window: its first tap, and how many.
+struct Piece {
+  int i, j, rows, columns;
+};
+
+// Piece `number` of side x side taps or outputs, cut every `step`; pieces have `more` beyond the next cut.
+__device__ __forceinline__ Piece piece_of(int number, int side, int step, int more) {
+  const int across = (side + step - 1) / step;
+  const int i = number / across * step, j = number % across * step;
+  return {i, j, min(step, side - i) + more, min(step, side - j) + more};
+}
+
+// Pixels of fb.
+struct Box {
+  int left, top, right, bottom;  // right and bottom are beyond it
+
+  __device__ __forceinline__ int64_t area() const {
+    return right <= left || bottom <= top ? 0 : static_cast<int64_t>(right - left) * (bottom - top);
+  }
+};
+
+// Taps of a box by number, row by row. Up to kRunPixels pieces' taps, so that the quotient by a multiplication is
+// exact.
+struct BoxTaps {
+  int left, top, columns, count;
+  unsigned reciprocal;
+
+  __device__ __forceinline__ explicit BoxTaps(const Box& box)
+      : left(box.left), top(box.top), columns(box.right - box.left), count(static_cast<int>(box.area())) {
+    const unsigned divisor = columns < 1 ? 1u : static_cast<unsigned>(columns);
+    reciprocal = ((1u << 20) + divisor - 1u) / divisor;
+  }
+  __device__ __forceinline__ void place(int tap, int& y, int& x) const {
+    const int row = static_cast<int>(static_cast<unsigned>(tap) * reciprocal >> 20);
+    y = top + row, x = left + (tap - row * columns);
+  }
+};
+
+// The piece of the window of pixel lane % 4, and what a warp makes of the four.
+template <class A>
+struct RunWindows {
+  int y, x;            // of the piece's first tap
+  int rows, columns;   // of the piece
+  Box own, all;        // within fb
+  bool any, together;  // the same in all lanes
+
+  __device__ __forceinline__ RunWindows(const Window<A>& w, bool exists, const Piece& piece, int height, int width)
+      : y(w.y + piece.i), x(w.x + piece.j), rows(piece.rows), columns(piece.columns) {
+    own = {max(x, 0), max(y, 0), min(x + columns, width), min(y + rows, height)};
+    if (!exists || !w.finite || own.area() == 0) own = {INT32_MAX, INT32_MAX, 0, 0};
+    all = own;
+    int taps = static_cast<int>(own.area());
+#pragma unroll
+    for (int apart = 1; apart < kRunPixels; apart *= 2) {
+      all.left = min(all.left, __shfl_xor_sync(kWholeWarp, all.left, apart));
+      all.top = min(all.top, __shfl_xor_sync(kWholeWarp, all.top, apart));
+      all.right = max(all.right, __shfl_xor_sync(kWholeWarp, all.right, apart));
+      all.bottom = max(all.bottom, __shfl_xor_sync(kWholeWarp, all.bottom, apart));
+      taps += __shfl_xor_sync(kWholeWarp, taps, apart);
+    }
+    any = taps > 0;
+    together = all.area() <= taps;
+  }
+
+  __device__ __forceinline__ int turns() const { return !any ? 0 : together ? 1 : kRunPixels; }
+
+  // The taps of a turn: of all windows, or of one.
+  __device__ __forceinline__ Box box(int turn) const {
+    if (together) return all;
+    return {__shfl_sync(kWholeWarp, own.left, turn), __shfl_sync(kWholeWarp, own.top, turn),
+            __shfl_sync(kWholeWarp, own.right, turn), __shfl_sync(kWholeWarp, own.bottom, turn)};
+  }
+
+  // Whether the lane's pixel takes part in a turn.
+  __device__ __forceinline__ bool takes_part(int turn) const {
+    return own.area() > 0 && (together || static_cast<int>(threadIdx.x) % kRunPixels == turn);
+  }
+
+  // Whether the piece holds a pixel of fb, and where.
+  __device__ __forceinline__ bool holds(int yb, int xb) const {
+    return static_cast<unsigned>(yb - y) < static_cast<unsigned>(rows) &&
+           static_cast<unsigned>(xb - x) < static_cast<unsigned>(columns);
+  }
+};
+
+}  // namespace cosegflow::local_correlation_cuda
