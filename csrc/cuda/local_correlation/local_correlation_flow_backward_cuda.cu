@@ -43,7 +43,7 @@ template <class T>
 Status flow_gradient(const LocalCorrelationParams& p, const Workspace<T>& w, Stream stream) {
   const RunGrid grid = products_grid(p, 1);
   return launch(&local_correlation_flow_slopes_kernel<T>, dim3(static_cast<unsigned>(p.batch * grid.blocks)),
-                dim3(kThreads), 0, stream, p, w.a.side, w.b.side, w.a.rows, w.b.rows, grid);
+                dim3(kFlowThreads), 0, stream, p, w.a.side, w.b.side, w.a.rows, w.b.rows, grid);
 }
 
 template <class T>
@@ -58,9 +58,9 @@ template <class T>
 Status gradient_to_a(const LocalCorrelationParams& p, const Workspace<T>& w, Stream stream) {
   const RunGrid grid = run_grid(p.height_a, p.width_a, kWarps);
   const int chunks = chunks_of<T>(w.b.rows.vectors);
-  Status s =
-      launch(&local_correlation_flow_grad_a_kernel<T>, dim3(static_cast<unsigned>(p.batch * grid.blocks * chunks)),
-             dim3(kThreads), 0, stream, p, w.b.side, w.b.rows, grid, chunks, w.products, w.target(p.grad_fa));
+  const dim3 blocks(static_cast<unsigned>(p.batch * grid.blocks * chunks));
+  Status s = launch(&local_correlation_flow_grad_a_kernel<T>, blocks, dim3(kFlowThreads), 0, stream, p, w.b.side,
+                    w.b.rows, grid, chunks, w.products, w.target(p.grad_fa));
   if (!s.ok() || w.unfinished == nullptr) return s;
   return finish_gradient(p, w.a.side, w.unfinished, p.grad_fa, stream);
 }
@@ -71,9 +71,10 @@ Status gradient_to_b(const LocalCorrelationParams& p, const Workspace<T>& w, Str
   if (Status s = warp_cuda::build_inverse_map(places, p.batch, w.map, stream); !s.ok()) return s;
   const RunGrid grid = run_grid(p.height_b, p.width_b, kWarps);
   const int chunks = chunks_of<T>(w.a.rows.vectors);
-  Status s =
-      launch(&local_correlation_flow_grad_b_kernel<T>, dim3(static_cast<unsigned>(p.batch * grid.blocks * chunks)),
-             dim3(kThreads), 0, stream, p, w.a.side, w.a.rows, grid, chunks, w.map, w.products, w.target(p.grad_fb));
+  const GatheredWindows<T> from{w.map, w.a.rows, w.products, w.a.side.inverse_norm, static_cast<int>(p.side()) + 1};
+  const dim3 blocks(static_cast<unsigned>(p.batch * grid.blocks * chunks));
+  Status s = launch(&local_correlation_flow_grad_b_kernel<T>, blocks, dim3(kFlowThreads), 0, stream, from, p.channels,
+                    grid, chunks, w.target(p.grad_fb));
   if (!s.ok() || w.unfinished == nullptr) return s;
   return finish_gradient(p, w.b.side, w.unfinished, p.grad_fb, stream);
 }

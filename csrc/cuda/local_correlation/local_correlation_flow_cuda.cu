@@ -32,7 +32,8 @@ Status forward(const LocalCorrelationParams& p, void* workspace, Stream stream) 
   const int64_t pieces = pieces_of(p);
   const RunGrid grid = products_grid(p, pieces);
   return launch(&local_correlation_flow_forward_kernel<T>, dim3(static_cast<unsigned>(p.batch * grid.blocks * pieces)),
-                dim3(kThreads), 0, stream, p, w.a.side, w.b.side, w.a.rows, w.b.rows, grid, static_cast<int>(pieces));
+                dim3(kFlowThreads), 0, stream, p, w.a.side, w.b.side, w.a.rows, w.b.rows, grid,
+                static_cast<int>(pieces));
 }
 
 }  // namespace

@@ -42,24 +42,23 @@ __global__ void __launch_bounds__(kThreads)
     const int y = (first + lane) / width, x = (first + lane) % width;
     const Window<Acc> w = window_of<Acc>(p, b, y, x);
     const GradientOfPixel<T> grad(p, b, y, x);
-    for (int k = warp; k < count; k += kWarps) {
+    for (int k = warp; k < count; k += kThreads / 32) {
       const int i = (first_tap + k) / (side + 1), j = (first_tap + k) % (side + 1);
       tile[lane][k] = window_gradient(i, j, side, w.wy, w.wx, grad);
     }
   }
   __syncthreads();
-  for (int pixel = warp; pixel < pixels; pixel += kWarps) {
+  for (int pixel = warp; pixel < pixels; pixel += kThreads / 32) {
     Acc* const to = gradient + (b * n + first + pixel) * taps + first_tap;
     for (int k = lane; k < count; k += 32) to[k] = tile[pixel][k];
   }
 }
 
 // Adds the rows of one turn's taps, weighed by E and the scale of the tap.
-template <bool kWhole, class T>
+template <RowLoads kLoads, class T>
 __device__ __forceinline__ void add_window(const Side<T>& other, const T* image_b, int step_b, int64_t b,
-                                           const LaneChannels<T>& channels, const RunWindows<accumulate_t<T>>& windows,
-                                           int turn, const accumulate_t<T>* gradient, int taps_across,
-                                           RunSums<T>& sums) {
+                                           const LaneChannels<T>& channels, const RunWindows& windows, int turn,
+                                           const accumulate_t<T>* gradient, int taps_across, RunSums<T>& sums) {
   using Acc = accumulate_t<T>;
   const BoxTaps taps(windows.box(turn));
   const bool takes_part = windows.takes_part(turn);
@@ -78,12 +77,12 @@ __device__ __forceinline__ void add_window(const Side<T>& other, const T* image_
     const bool counts = n + own_tap < taps.count && takes_part && windows.holds(y, x);
     Acc weight = Acc(0);
     if (counts) weight = gradient[(y - windows.y) * taps_across + (x - windows.x)] * other.scale(b, y, x);
-    sums.template add<kWhole>(channels, row, weight, counts);
+    sums.template add<kLoads>(channels, row, weight, counts);
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
     local_correlation_flow_grad_a_kernel(LocalCorrelationParams p, Side<T> other, Rows<T> rows_b, RunGrid grid,
                                          int chunks, const accumulate_t<T>* gradient, GradientTarget<T> target) {
   using Acc = accumulate_t<T>;
@@ -96,24 +95,21 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
   const int64_t pixel = at.b * grid.height * grid.width + (own.y * grid.width + own.x);
   const T* const image = rows_b.of_image(at.b);
   RunSums<T> sums;
-  sums.clear();
+  sums.form(channels, [&](auto loads, RunSums<T>& to) {
 #pragma unroll 1
-  for (int number = 0; number < across * across; ++number) {
-    const Piece piece = piece_of(number, size, kPieceTaps, 0);
-    const RunWindows<Acc> windows(window, own.exists, piece, other.height, other.width);
-    const Acc* const mine = gradient + (pixel * size + piece.i) * size + piece.j;
+    for (int number = 0; number < across * across; ++number) {
+      const Piece piece = piece_of(number, size, kPieceTaps, 0);
+      const RunWindows windows(window, own.exists, piece, other.height, other.width);
+      const Acc* const mine = gradient + (pixel * size + piece.i) * size + piece.j;
 #pragma unroll 1
-    for (int turn = 0; turn < windows.turns(); ++turn) {
-      if (channels.whole) {
-        add_window<true>(other, image, rows_b.step, at.b, channels, windows, turn, mine, size, sums);
-      } else {
-        add_window<false>(other, image, rows_b.step, at.b, channels, windows, turn, mine, size, sums);
+      for (int turn = 0; turn < windows.turns(); ++turn) {
+        add_window<decltype(loads)::value>(other, image, rows_b.step, at.b, channels, windows, turn, mine, size, to);
       }
     }
-  }
+  });
   tile.put(sums);
   __syncthreads();
-  write_tile(tile, grid, at, p.channels, 0, target);
+  write_tile(tile, grid, GradientPlace(again(grid), chunks), p.channels, 0, target);
 }
 
 // A pixel of a, as what it gives to fb is gathered: its number, and its window's first column.
@@ -167,109 +163,103 @@ struct RunReach {
 // What the sums over landings read.
 template <class T>
 struct GatheredWindows {
-  const WindowLanding* landings;  // of the image
-  const T* image_a;
-  const accumulate_t<T>*gradient, *scale_a;  // of the image; scale_a may be null
-  int step_a, size, pitch;
+  WindowMap map;
+  Rows<T> rows_a;
+  const accumulate_t<T>*gradient, *scale_a;  // scale_a may be null
+  int size;                                  // of a window's side
 };
 
 // Adds the rows of the landings of a run of fb: 32 at a time, the groups `first`, first + step, ... of each row of
 // cells.
-template <bool kWhole, class T>
-__device__ __forceinline__ void add_landings(const GatheredWindows<T>& from, const RunReach& reach, const RunPixel& own,
-                                             const LaneChannels<T>& channels, int first, int step, RunSums<T>& sums) {
+template <RowLoads kLoads, class T>
+__device__ __forceinline__ void add_landings(const GatheredWindows<T>& from, int64_t b, const RunReach& reach,
+                                             int own_x, const LaneChannels<T>& channels, int first, int step,
+                                             RunSums<T>& sums) {
   using Acc = accumulate_t<T>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int octet_tap = lane / Octets<T>::kLanes * kTapsAtOnce, own_tap = octet_tap + lane / kRunPixels % kTapsAtOnce;
+  const int64_t pixels = b * from.map.pixels;
+  const T* const image = from.rows_a.of_image(b);
 #pragma unroll 1
   for (int row = 0; row < reach.rows; ++row) {
-    const int* const cells = reach.starts + static_cast<int64_t>(row) * from.pitch;
+    const int* const cells = reach.starts + static_cast<int64_t>(row) * from.map.pitch;
     const int begin = cells[0], count = cells[reach.cells] - begin;
     const int i = from.size - 1 - row;  // this row's windows begin that many rows above q
 #pragma unroll 1
     for (int group = first * 32; group < count; group += step * 32) {
       const int here = min(32, count - group);
-      const WindowLanding landing = from.landings[begin + group + min(lane, here - 1)];
+      const WindowLanding landing = from.map.landings[pixels + (begin + group + min(lane, here - 1))];
 #pragma unroll 1
       for (int n = 0; n < here; n += kStepTaps) {
         const T* pixel[kTapsAtOnce];
 #pragma unroll
         for (int u = 0; u < kTapsAtOnce; ++u) {
           const int at = __shfl_sync(kWholeWarp, landing.pixel, min(n + octet_tap + u, here - 1));
-          pixel[u] = from.image_a + static_cast<int64_t>(at) * from.step_a;
+          pixel[u] = image + static_cast<int64_t>(at) * from.rows_a.step;
         }
         const int source = min(n + own_tap, here - 1);
         const int at = __shfl_sync(kWholeWarp, landing.pixel, source);
-        const int j = own.x - __shfl_sync(kWholeWarp, landing.column, source);
+        const int j = own_x - __shfl_sync(kWholeWarp, landing.column, source);
         const bool counts = n + own_tap < here && static_cast<unsigned>(j) < static_cast<unsigned>(from.size);
         Acc weight = Acc(0);
         if (counts) {
-          weight = from.gradient[(static_cast<int64_t>(at) * from.size + i) * from.size + j];
-          if (from.scale_a != nullptr) weight *= from.scale_a[at];
+          weight = from.gradient[((pixels + at) * from.size + i) * from.size + j];
+          if (from.scale_a != nullptr) weight *= from.scale_a[pixels + at];
         }
-        sums.template add<kWhole>(channels, pixel, weight, counts);
+        sums.template add<kLoads>(channels, pixel, weight, counts);
       }
     }
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
-    local_correlation_flow_grad_b_kernel(LocalCorrelationParams p, Side<T> a, Rows<T> rows_a, RunGrid grid, int chunks,
-                                         WindowMap map, const accumulate_t<T>* gradient, GradientTarget<T> target) {
+__global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
+    local_correlation_flow_grad_b_kernel(GatheredWindows<T> from, int64_t channels_of_fb, RunGrid grid, int chunks,
+                                         GradientTarget<T> target) {
   using Acc = accumulate_t<T>;
   using Flags = int[kWarps];
   CSF_SHARED(SumTile<T>, tile);
   CSF_SHARED(Flags, crowded);
-  const GradientPlace at(grid, chunks);
-  const LaneChannels<T> channels(at.chunk, rows_a.vectors);
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, size = static_cast<int>(p.side()) + 1;
-  const int64_t pixels = a.positions();
-  const GatheredWindows<T> from{map.landings + at.b * map.pixels,
-                                rows_a.of_image(at.b),
-                                gradient + at.b * pixels * size * size,
-                                a.inverse_norm == nullptr ? nullptr : a.inverse_norm + at.b * pixels,
-                                rows_a.step,
-                                size,
-                                map.pitch};
-  const auto sum = [&](int run, int first, int step) {
-    RunSums<T> sums;
-    sums.clear();
-    const RunReach reach(map, grid, at.b, run, size);
-    // A pixel beyond the image takes what its neighbour takes, and is not written.
-    const RunPixel own = pixel_of_run(grid, run, thread % kRunPixels);
-    if (channels.whole) {
-      add_landings<true>(from, reach, own, channels, first, step, sums);
-    } else {
-      add_landings<false>(from, reach, own, channels, first, step, sums);
-    }
-    tile.put(sums);
-  };
-
-  const bool later = RunReach(map, grid, at.b, at.run, size).count(map.pitch) > kCrowded;
-  if (thread % 32 == 0) crowded[warp] = later ? 1 : 0;
-  if (!later) sum(at.run, 0, 1);
-  __syncthreads();
-  unsigned crowd = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) crowd |= static_cast<unsigned>(crowded[w]) << w;
-  write_tile(tile, grid, at, p.channels, crowd, target);
-
-#pragma unroll 1
-  for (; crowd != 0; crowd &= crowd - 1) {
-    const int run = __ffs(static_cast<int>(crowd)) - 1;
-    __syncthreads();
-    sum(at.first_run + run, warp, kWarps);
-    __syncthreads();
-    for (int k = thread; k < Octets<T>::kChunk * kRunPixels; k += kThreads) {  // the warps' sums, in one order
-      Acc* const of_warp = &tile.of[k / kRunPixels][k % kRunPixels];
-      Acc total = of_warp[0];
-      for (int w = 1; w < kWarps; ++w) total += of_warp[w * kRunPixels];
-      of_warp[run * kRunPixels] = total;  // only this thread reads and writes these
-    }
-    __syncthreads();
-    write_tile(tile, grid, at, p.channels, ~(1u << run), target);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  {
+    const GradientPlace at(grid, chunks);
+    const int landings = RunReach(from.map, grid, at.b, at.run, from.size).count(from.map.pitch);
+    if (thread % 32 == 0) crowded[warp] = landings > kCrowded ? 1 : 0;
   }
+  __syncthreads();
+
+  // First every warp its own run, where that is not crowded; then all warps one crowded run after the other.
+  int crowd_run = -1;
+#pragma unroll 1
+  do {
+    const bool together = crowd_run >= 0;
+    if (together || crowded[warp] == 0) {
+      const GradientPlace at(again(grid), chunks);
+      const LaneChannels<T> channels(at.chunk, from.rows_a.vectors);
+      const int run = together ? at.first_run + crowd_run : at.run;
+      RunSums<T> sums;
+      const RunReach reach(from.map, grid, at.b, run, from.size);
+      // A pixel beyond the image takes what its neighbour takes, and is not written.
+      const int own_x = pixel_of_run(grid, run, thread % kRunPixels).x;
+      const int first = together ? warp : 0, step = together ? kWarps : 1;
+      sums.form(channels, [&](auto loads, RunSums<T>& to) {
+        add_landings<decltype(loads)::value>(from, at.b, reach, own_x, channels, first, step, to);
+      });
+      tile.put(sums);
+    }
+    __syncthreads();
+    unsigned crowd = 0;  // of runs still to come
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) crowd |= static_cast<unsigned>(crowded[w] != 0 && w > crowd_run) << w;
+    if (together) {
+      tile.add_warps(crowd_run);
+      __syncthreads();
+    }
+    const GradientPlace at(again(grid), chunks);
+    write_tile(tile, grid, at, channels_of_fb, together ? ~(1u << crowd_run) : crowd, target);
+    __syncthreads();
+    crowd_run = __ffs(static_cast<int>(crowd)) - 1;
+  } while (crowd_run >= 0);
 }
 
 }  // namespace cosegflow::local_correlation_cuda

@@ -48,7 +48,7 @@ struct RunFeatures {
 template <bool kWhole, class T>
 __device__ __forceinline__ void add_products(const Side<T>& other, const Rows<T>& rows_b, int64_t b,
                                              const LaneChannels<T>& channels, const RunFeatures<T>& features,
-                                             const RunWindows<accumulate_t<T>>& windows, int turn, int first, int step,
+                                             const RunWindows& windows, int turn, int first, int step,
                                              accumulate_t<T> scale, accumulate_t<T>* window) {
   using Acc = accumulate_t<T>;
   using O = Octets<T>;
@@ -59,23 +59,20 @@ __device__ __forceinline__ void add_products(const Side<T>& other, const Rows<T>
   const int octet_tap = lane / O::kLanes * kTapsAtOnce, own_tap = octet_tap + lane / kRunPixels % kTapsAtOnce;
 #pragma unroll 1
   for (int n = first; n < taps.count; n += step) {
-    typename LaneChannels<T>::Values tap[kTapsAtOnce];
+    Acc product[kTapsAtOnce * kRunPixels];
 #pragma unroll
     for (int u = 0; u < kTapsAtOnce; ++u) {
       int y, x;
       taps.place(min(n + octet_tap + u, taps.count - 1), y, x);
-      channels.template load<kWhole>(image + static_cast<int64_t>(y * other.width + x) * rows_b.step, tap[u]);
-    }
-    Acc product[kTapsAtOnce * kRunPixels];
-#pragma unroll
-    for (int u = 0; u < kTapsAtOnce; ++u) {
+      typename LaneChannels<T>::Values tap;
+      channels.template load<kWhole>(image + static_cast<int64_t>(y * other.width + x) * rows_b.step, tap);
 #pragma unroll
       for (int k = 0; k < kRunPixels; ++k) {
         Acc sum = Acc(0);
 #pragma unroll
         for (int i = 0; i < O::kPieces; ++i) {
 #pragma unroll
-          for (int j = 0; j < O::kVector; ++j) sum += features.of[k][i][j] * tap[u][i][j];
+          for (int j = 0; j < O::kVector; ++j) sum += features.of[k][i][j] * tap[i][j];
         }
         product[u * kRunPixels + k] = sum;
       }
@@ -98,13 +95,13 @@ __device__ __forceinline__ void block_products(const LocalCorrelationParams& p, 
   using Acc = accumulate_t<T>;
   constexpr int kAll = kBlockPixels * (kPieceTaps * kPieceTaps + 1);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
-  for (int i = thread; i < kAll; i += kThreads) (&products.of[0][0])[i] = Acc(0);
+  for (int i = thread; i < kAll; i += kFlowThreads) (&products.of[0][0])[i] = Acc(0);
   __syncthreads();
 
   const int sharing = kWarps / grid.of_block;  // warps of a run
   const int run = first_run + warp / sharing, number = thread % kRunPixels;
   const RunPixel own = pixel_of_run(grid, run, number);
-  const RunWindows<Acc> windows(window_of<Acc>(p, b, own.y, own.x), own.exists, piece, other.height, other.width);
+  const RunWindows windows(window_of<Acc>(p, b, own.y, own.x), own.exists, piece, other.height, other.width);
   Acc* const window = products.of[warp / sharing * kRunPixels + number];
   const Acc scale = a.scale(b, own.y, own.x);
   const T* const image = rows_a.of_image(b);
@@ -140,12 +137,12 @@ struct SlicedPixel {
 
 __device__ __forceinline__ SlicedPixel sliced_pixel(const RunGrid& grid, int first_run) {
   const int pixels = grid.of_block * kRunPixels, thread = static_cast<int>(threadIdx.x), slot = thread % pixels;
-  return {slot, thread / pixels, kThreads / pixels,
+  return {slot, thread / pixels, kFlowThreads / pixels,
           pixel_of_run(grid, first_run + slot / kRunPixels, slot % kRunPixels)};
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
+__global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
     local_correlation_flow_forward_kernel(LocalCorrelationParams p, Side<T> a, Side<T> other, Rows<T> rows_a,
                                           Rows<T> rows_b, RunGrid grid, int pieces) {
   using Acc = accumulate_t<T>;
@@ -171,38 +168,51 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
   }
 }
 
+// Adds to the thread's two sums its slice of a piece of the window: the products that are inside, weighed.
 template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
-    local_correlation_flow_slopes_kernel(LocalCorrelationParams p, Side<T> a, Side<T> other, Rows<T> rows_a,
-                                         Rows<T> rows_b, RunGrid grid) {
+__device__ __forceinline__ void add_slopes(const LocalCorrelationParams& p, const Side<T>& other, const RunGrid& grid,
+                                           const Piece& piece, const BlockProducts<accumulate_t<T>>& products,
+                                           accumulate_t<T> (&sums)[2][kFlowThreads]) {
   using Acc = accumulate_t<T>;
-  using Sums = Acc[2][kThreads];
-  CSF_SHARED(BlockProducts<Acc>, products);
-  CSF_SHARED(Sums, sums);
   const BlockPlace at = block_place(grid, 1);
-  const int taps = static_cast<int>(p.side()) + 1, across = (taps + kPieceTaps - 1) / kPieceTaps;
   const SlicedPixel s = sliced_pixel(grid, at.first_run);
   const Window<Acc> w = window_of<Acc>(p, at.b, s.pixel.y, s.pixel.x);
   const GradientOfPixel<T> grad(p, at.b, s.pixel.y, s.pixel.x);
-  Acc sum_x = Acc(0), sum_y = Acc(0);
+  if (!s.pixel.exists || !w.finite) return;
+  Acc sum_x = sums[0][threadIdx.x], sum_y = sums[1][threadIdx.x];
+  for (int k = s.slice; k < kPieceTaps * kPieceTaps; k += s.slices) {
+    const int i = k / kPieceTaps, j = k % kPieceTaps, row = piece.i + i, column = piece.j + j;
+    if (i >= piece.rows || j >= piece.columns || !other.inside(w.y + row, w.x + column)) continue;
+    const Acc product = products.of[s.slot][k];
+    sum_x += product * window_gradient(row, column, grad.side, w.wy, slope<Acc>(), grad);
+    sum_y += product * window_gradient(row, column, grad.side, slope<Acc>(), w.wx, grad);
+  }
+  sums[0][threadIdx.x] = sum_x, sums[1][threadIdx.x] = sum_y;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
+    local_correlation_flow_slopes_kernel(LocalCorrelationParams p, Side<T> a, Side<T> other, Rows<T> rows_a,
+                                         Rows<T> rows_b, RunGrid grid) {
+  using Acc = accumulate_t<T>;
+  using Sums = Acc[2][kFlowThreads];
+  CSF_SHARED(BlockProducts<Acc>, products);
+  CSF_SHARED(Sums, sums);
+  const int taps = static_cast<int>(p.side()) + 1, across = (taps + kPieceTaps - 1) / kPieceTaps;
+  sums[0][threadIdx.x] = sums[1][threadIdx.x] = Acc(0);
 #pragma unroll 1
   for (int number = 0; number < across * across; ++number) {
-    const Piece piece = piece_of(number, taps, kPieceTaps, 0);
-    block_products(p, a, other, rows_a, rows_b, grid, at.b, at.first_run, piece, products);
-    for (int k = s.slice; k < kPieceTaps * kPieceTaps && s.pixel.exists && w.finite; k += s.slices) {
-      const int i = k / kPieceTaps, j = k % kPieceTaps, row = piece.i + i, column = piece.j + j;
-      if (i >= piece.rows || j >= piece.columns || !other.inside(w.y + row, w.x + column)) continue;
-      const Acc product = products.of[s.slot][k];
-      sum_x += product * window_gradient(row, column, grad.side, w.wy, slope<Acc>(), grad);
-      sum_y += product * window_gradient(row, column, grad.side, slope<Acc>(), w.wx, grad);
-    }
+    const BlockPlace at = block_place(grid, 1);
+    block_products(p, a, other, rows_a, rows_b, grid, at.b, at.first_run, piece_of(number, taps, kPieceTaps, 0),
+                   products);
+    add_slopes(p, other, again(grid), piece_of(number, taps, kPieceTaps, 0), products, sums);
     __syncthreads();
   }
-  const int thread = static_cast<int>(threadIdx.x);
-  sums[0][thread] = sum_x, sums[1][thread] = sum_y;
-  __syncthreads();
+  const BlockPlace at = block_place(grid, 1);
+  const SlicedPixel s = sliced_pixel(grid, at.first_run);
   if (s.slice > 0 || !s.pixel.exists) return;
-  const int pixels = kThreads / s.slices;
+  Acc sum_x = sums[0][s.slot], sum_y = sums[1][s.slot];
+  const int pixels = kFlowThreads / s.slices;
   for (int slice = 1; slice < s.slices; ++slice) {
     sum_x += sums[0][slice * pixels + s.slot], sum_y += sums[1][slice * pixels + s.slot];
   }

@@ -41,9 +41,9 @@ struct FlowSide {
   }
 };
 
-// Runs of a block for kernels of products: all eight warps' own, or fewer, shared by its warps, where there are few.
+// Runs of a block for kernels of products: all four warps' own, or fewer, shared by its warps, where there are few.
 inline RunGrid products_grid(const LocalCorrelationParams& p, int64_t pieces) {
-  constexpr int kBlocksPerMultiprocessor = 3;
+  constexpr int kBlocksPerMultiprocessor = 6;
   int of_block = kWarps;
   RunGrid grid = run_grid(p.height_a, p.width_a, of_block);
   while (of_block > 1 && grid.blocks * pieces * p.batch < int64_t{kBlocksPerMultiprocessor} * multiprocessors()) {

@@ -5,9 +5,14 @@
 // that planes are written in neighbouring pixels.
 #pragma once
 
+#include <type_traits>
+
 #include "local_correlation/local_correlation_flow_windows.cuh"
 
 namespace cosegflow::local_correlation_cuda {
+
+// All lanes have channels in all of their vectors; or not; or not, and weights of 0 are left out.
+enum class RowLoads { kWhole, kPart, kCareful };
 
 template <class T>
 struct RunSums {
@@ -26,30 +31,57 @@ struct RunSums {
     }
   }
 
-  // Adds two rows. Lane (u * 4 + k) of the octet has the weight of row u for pixel k, and whether it counts. Rows that
-  // count for nobody need only exist. The whole warp must call it.
-  template <bool kWhole>
+  // Adds two rows. Lane (u * 4 + k) of the octet has the weight of row u for pixel k, and whether it counts; where not,
+  // the weight is 0 and the row need only exist. The whole warp must call it.
+  template <RowLoads kLoads>
   __device__ __forceinline__ void add(const LaneChannels<T>& channels, const T* const (&row)[kTapsAtOnce], Acc weight,
                                       bool counts) {
     const int octet = static_cast<int>(threadIdx.x) % 32 / O::kLanes * O::kLanes;
-    const unsigned bits = __ballot_sync(kWholeWarp, counts) >> octet;
-    typename LaneChannels<T>::Values v[kTapsAtOnce];
-#pragma unroll
-    for (int u = 0; u < kTapsAtOnce; ++u) channels.template load<kWhole>(row[u], v[u]);
+    const unsigned bits = kLoads == RowLoads::kCareful ? __ballot_sync(kWholeWarp, counts) >> octet : 0u;
 #pragma unroll
     for (int u = 0; u < kTapsAtOnce; ++u) {
+      typename LaneChannels<T>::Values v;
+      channels.template load<kLoads == RowLoads::kWhole>(row[u], v);
 #pragma unroll
       for (int k = 0; k < kRunPixels; ++k) {
         const int lane = u * kRunPixels + k;
         const Acc factor = __shfl_sync(kWholeWarp, weight, octet + lane);
-        if ((bits >> lane & 1u) == 0) continue;
+        if (kLoads == RowLoads::kCareful && (bits >> lane & 1u) == 0) continue;
 #pragma unroll
         for (int i = 0; i < O::kPieces; ++i) {
 #pragma unroll
-          for (int j = 0; j < O::kVector; ++j) of[k][i][j] += factor * v[u][i][j];
+          for (int j = 0; j < O::kVector; ++j) of[k][i][j] += factor * v[i][j];
         }
       }
     }
+  }
+
+  // Whether all sums of the warp are finite, in every lane.
+  __device__ __forceinline__ bool finite() const {
+    Acc zeros = Acc(0);
+#pragma unroll
+    for (int k = 0; k < kRunPixels; ++k) {
+#pragma unroll
+      for (int i = 0; i < O::kPieces; ++i) {
+#pragma unroll
+        for (int j = 0; j < O::kVector; ++j) zeros += of[k][i][j] * Acc(0);
+      }
+    }
+    return __all_sync(kWholeWarp, zeros == Acc(0)) != 0;
+  }
+
+  // The sums of what add_rows(loads, sums) adds.
+  template <class AddRows>
+  __device__ __forceinline__ void form(const LaneChannels<T>& channels, const AddRows& add_rows) {
+    clear();
+    if (channels.whole) {
+      add_rows(std::integral_constant<RowLoads, RowLoads::kWhole>(), *this);
+    } else {
+      add_rows(std::integral_constant<RowLoads, RowLoads::kPart>(), *this);
+    }
+    if (finite()) return;
+    clear();
+    add_rows(std::integral_constant<RowLoads, RowLoads::kCareful>(), *this);
   }
 };
 
@@ -73,6 +105,16 @@ struct SumTile {
         for (int k = 0; k < kRunPixels; ++k) four[k] = sums.of[k][i][j];
         of[(i * O::kLanes + lane) * O::kVector + j][pixel] = warp_scatter_sums<O::kLanes>(four);
       }
+    }
+  }
+
+  // Adds up what all warps have put, in one order, for the pixels of warp `to`: they shared its run. Between barriers.
+  __device__ __forceinline__ void add_warps(int to) {
+    for (int k = static_cast<int>(threadIdx.x); k < O::kChunk * kRunPixels; k += kFlowThreads) {
+      Acc* const sums = &of[k / kRunPixels][k % kRunPixels];
+      Acc total = sums[0];
+      for (int w = 1; w < kWarps; ++w) total += sums[w * kRunPixels];
+      sums[to * kRunPixels] = total;  // no other thread reads or writes these
     }
   }
 };
@@ -107,20 +149,18 @@ struct GradientPlace {
   }
 };
 
-// Writes a tile, less the runs of warps that `but` has a bit of. After a barrier; a warp a channel.
+// Writes a tile, less the runs of warps that `but` has a bit of. After a barrier.
 template <class T>
 __device__ __forceinline__ void write_tile(const SumTile<T>& tile, const RunGrid& grid, const GradientPlace& at,
                                            int64_t channels, unsigned but, const GradientTarget<T>& target) {
-  static_assert(kBlockPixels == 32, "a lane has a pixel");
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const RunPixel pixel = pixel_of_run(grid, at.first_run + lane / kRunPixels, lane % kRunPixels);
-  if (!pixel.exists || (but >> (lane / kRunPixels) & 1u) != 0) return;
-  const int64_t n = static_cast<int64_t>(grid.height) * grid.width,
-                first = static_cast<int64_t>(at.chunk) * Octets<T>::kChunk;
-  const int64_t left = channels - first;
+  const int slot = static_cast<int>(threadIdx.x) % kBlockPixels, slice = static_cast<int>(threadIdx.x) / kBlockPixels;
+  const RunPixel pixel = pixel_of_run(grid, at.first_run + slot / kRunPixels, slot % kRunPixels);
+  if (!pixel.exists || (but >> (slot / kRunPixels) & 1u) != 0) return;
+  const int64_t n = static_cast<int64_t>(grid.height) * grid.width;
+  const int64_t first = static_cast<int64_t>(at.chunk) * Octets<T>::kChunk, left = channels - first;
   const int count = left < Octets<T>::kChunk ? static_cast<int>(left) : Octets<T>::kChunk;
   const int64_t to = (at.b * channels + first) * n + (pixel.y * grid.width + pixel.x);
-  for (int c = warp; c < count; c += kWarps) target.store(to + c * n, tile.of[c][lane]);
+  for (int c = slice; c < count; c += kFlowThreads / kBlockPixels) target.store(to + c * n, tile.of[c][slot]);
 }
 
 }  // namespace cosegflow::local_correlation_cuda

@@ -13,10 +13,13 @@ namespace cosegflow::local_correlation_cuda {
 
 constexpr int kRunPixels = 4;  // of a warp
 constexpr int kPieceTaps = 10;
-constexpr int kTapsAtOnce = 2;                     // of an octet
-constexpr int kStepTaps = kTapsAtOnce * 4;         // of a warp
-constexpr int kWarps = kThreads / 32;              // of a block
-constexpr int kBlockPixels = kWarps * kRunPixels;  // at most
+constexpr int kTapsAtOnce = 2;              // of an octet
+constexpr int kStepTaps = kTapsAtOnce * 4;  // of a warp
+// Of a block: small, so that 3 of them have 170 registers a thread.
+constexpr int kFlowThreads = 128, kWarps = kFlowThreads / 32;
+template <class T>
+constexpr int kFlowBlocks = sizeof(T) == 8 ? 2 : 3;  // of a multiprocessor
+constexpr int kBlockPixels = kWarps * kRunPixels;    // at most
 
 // How an image is cut into runs of four pixels of a row, and those into blocks.
 struct RunGrid {
@@ -35,6 +38,19 @@ inline RunGrid run_grid(int64_t height, int64_t width, int of_block) {
           static_cast<int>(runs),
           of_block,
           static_cast<int>((runs + of_block - 1) / of_block)};
+}
+
+// The same number, of which the compiler does not know that: what follows from it is computed again, a few instructions
+// after a long loop, and keeps no registers meanwhile.
+__device__ __forceinline__ int again(int number) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(number));
+#endif
+  return number;
+}
+__device__ __forceinline__ RunGrid again(RunGrid grid) {
+  grid.across = again(grid.across), grid.of_block = again(grid.of_block), grid.blocks = again(grid.blocks);
+  return grid;
 }
 
 // One pixel of a run. A pixel beyond the image has the place of one that is.
@@ -88,47 +104,65 @@ struct BoxTaps {
   }
 };
 
-// The piece of the window of pixel lane % 4, and what a warp makes of the four.
-template <class A>
+// The piece of the window of pixel lane % 4, and what a warp makes of the four. Little of it is kept: registers are for
+// features and sums.
 struct RunWindows {
-  int y, x;            // of the piece's first tap
-  int rows, columns;   // of the piece
-  Box own, all;        // within fb
-  bool any, together;  // the same in all lanes
+  int y, x;                    // of the piece's first tap
+  int rows, columns;           // of the piece
+  int height, width;           // of fb
+  bool exists, any, together;  // the last two are the same in all lanes
 
-  __device__ __forceinline__ RunWindows(const Window<A>& w, bool exists, const Piece& piece, int height, int width)
-      : y(w.y + piece.i), x(w.x + piece.j), rows(piece.rows), columns(piece.columns) {
-    own = {max(x, 0), max(y, 0), min(x + columns, width), min(y + rows, height)};
-    if (!exists || !w.finite || own.area() == 0) own = {INT32_MAX, INT32_MAX, 0, 0};
-    all = own;
-    int taps = static_cast<int>(own.area());
+  template <class A>
+  __device__ __forceinline__ RunWindows(const Window<A>& w, bool pixel_exists, const Piece& piece, int height_b,
+                                        int width_b)
+      : y(w.y + piece.i),
+        x(w.x + piece.j),
+        rows(piece.rows),
+        columns(piece.columns),
+        height(height_b),
+        width(width_b),
+        exists(pixel_exists && w.finite) {
+    int taps = static_cast<int>(own().area());
+    exists = taps > 0;
+#pragma unroll
+    for (int apart = 1; apart < kRunPixels; apart *= 2) taps += __shfl_xor_sync(kWholeWarp, taps, apart);
+    any = taps > 0;
+    together = all().area() <= taps;
+  }
+
+  // Within fb; without a pixel it is nowhere.
+  __device__ __forceinline__ Box own() const {
+    if (!exists) return {INT32_MAX, INT32_MAX, 0, 0};
+    return {max(x, 0), max(y, 0), min(x + columns, width), min(y + rows, height)};
+  }
+  __device__ __forceinline__ Box all() const {
+    Box box = own();
 #pragma unroll
     for (int apart = 1; apart < kRunPixels; apart *= 2) {
-      all.left = min(all.left, __shfl_xor_sync(kWholeWarp, all.left, apart));
-      all.top = min(all.top, __shfl_xor_sync(kWholeWarp, all.top, apart));
-      all.right = max(all.right, __shfl_xor_sync(kWholeWarp, all.right, apart));
-      all.bottom = max(all.bottom, __shfl_xor_sync(kWholeWarp, all.bottom, apart));
-      taps += __shfl_xor_sync(kWholeWarp, taps, apart);
+      box.left = min(box.left, __shfl_xor_sync(kWholeWarp, box.left, apart));
+      box.top = min(box.top, __shfl_xor_sync(kWholeWarp, box.top, apart));
+      box.right = max(box.right, __shfl_xor_sync(kWholeWarp, box.right, apart));
+      box.bottom = max(box.bottom, __shfl_xor_sync(kWholeWarp, box.bottom, apart));
     }
-    any = taps > 0;
-    together = all.area() <= taps;
+    return box;
   }
 
   __device__ __forceinline__ int turns() const { return !any ? 0 : together ? 1 : kRunPixels; }
 
-  // The taps of a turn: of all windows, or of one.
+  // The taps of a turn: of all windows, or of one. The whole warp must call it.
   __device__ __forceinline__ Box box(int turn) const {
-    if (together) return all;
-    return {__shfl_sync(kWholeWarp, own.left, turn), __shfl_sync(kWholeWarp, own.top, turn),
-            __shfl_sync(kWholeWarp, own.right, turn), __shfl_sync(kWholeWarp, own.bottom, turn)};
+    if (together) return all();
+    const Box box = own();
+    return {__shfl_sync(kWholeWarp, box.left, turn), __shfl_sync(kWholeWarp, box.top, turn),
+            __shfl_sync(kWholeWarp, box.right, turn), __shfl_sync(kWholeWarp, box.bottom, turn)};
   }
 
   // Whether the lane's pixel takes part in a turn.
   __device__ __forceinline__ bool takes_part(int turn) const {
-    return own.area() > 0 && (together || static_cast<int>(threadIdx.x) % kRunPixels == turn);
+    return exists && (together || static_cast<int>(threadIdx.x) % kRunPixels == turn);
   }
 
-  // Whether the piece holds a pixel of fb, and where.
+  // Whether the piece holds a pixel of fb.
   __device__ __forceinline__ bool holds(int yb, int xb) const {
     return static_cast<unsigned>(yb - y) < static_cast<unsigned>(rows) &&
            static_cast<unsigned>(xb - x) < static_cast<unsigned>(columns);
