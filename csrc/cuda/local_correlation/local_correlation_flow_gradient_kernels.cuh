@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
   });
   tile.put(sums);
   __syncthreads();
-  write_tile(tile, grid, GradientPlace(again(grid), chunks), p.channels, 0, target);
+  write_tile(tile, grid, at, p.channels, 0, target);
 }
 
 // A pixel of a, as what it gives to fb is gathered: its number, and its window's first column.
@@ -216,16 +216,14 @@ template <class T>
 __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
     local_correlation_flow_grad_b_kernel(GatheredWindows<T> from, int64_t channels_of_fb, RunGrid grid, int chunks,
                                          GradientTarget<T> target) {
-  using Acc = accumulate_t<T>;
   using Flags = int[kWarps];
   CSF_SHARED(SumTile<T>, tile);
   CSF_SHARED(Flags, crowded);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
-  {
-    const GradientPlace at(grid, chunks);
-    const int landings = RunReach(from.map, grid, at.b, at.run, from.size).count(from.map.pitch);
-    if (thread % 32 == 0) crowded[warp] = landings > kCrowded ? 1 : 0;
-  }
+  const GradientPlace at(grid, chunks);
+  const LaneChannels<T> channels(at.chunk, from.rows_a.vectors);
+  const int landings = RunReach(from.map, grid, at.b, at.run, from.size).count(from.map.pitch);
+  if (thread % 32 == 0) crowded[warp] = landings > kCrowded ? 1 : 0;
   __syncthreads();
 
   // First every warp its own run, where that is not crowded; then all warps one crowded run after the other.
@@ -234,8 +232,6 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
   do {
     const bool together = crowd_run >= 0;
     if (together || crowded[warp] == 0) {
-      const GradientPlace at(again(grid), chunks);
-      const LaneChannels<T> channels(at.chunk, from.rows_a.vectors);
       const int run = together ? at.first_run + crowd_run : at.run;
       RunSums<T> sums;
       const RunReach reach(from.map, grid, at.b, run, from.size);
@@ -255,7 +251,6 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
       tile.add_warps(crowd_run);
       __syncthreads();
     }
-    const GradientPlace at(again(grid), chunks);
     write_tile(tile, grid, at, channels_of_fb, together ? ~(1u << crowd_run) : crowd, target);
     __syncthreads();
     crowd_run = __ffs(static_cast<int>(crowd)) - 1;

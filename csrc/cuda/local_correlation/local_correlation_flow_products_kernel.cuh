@@ -171,10 +171,10 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
 // Adds to the thread's two sums its slice of a piece of the window: the products that are inside, weighed.
 template <class T>
 __device__ __forceinline__ void add_slopes(const LocalCorrelationParams& p, const Side<T>& other, const RunGrid& grid,
-                                           const Piece& piece, const BlockProducts<accumulate_t<T>>& products,
+                                           const BlockPlace& at, const Piece& piece,
+                                           const BlockProducts<accumulate_t<T>>& products,
                                            accumulate_t<T> (&sums)[2][kFlowThreads]) {
   using Acc = accumulate_t<T>;
-  const BlockPlace at = block_place(grid, 1);
   const SlicedPixel s = sliced_pixel(grid, at.first_run);
   const Window<Acc> w = window_of<Acc>(p, at.b, s.pixel.y, s.pixel.x);
   const GradientOfPixel<T> grad(p, at.b, s.pixel.y, s.pixel.x);
@@ -199,16 +199,15 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
   CSF_SHARED(BlockProducts<Acc>, products);
   CSF_SHARED(Sums, sums);
   const int taps = static_cast<int>(p.side()) + 1, across = (taps + kPieceTaps - 1) / kPieceTaps;
+  const BlockPlace at = block_place(grid, 1);
   sums[0][threadIdx.x] = sums[1][threadIdx.x] = Acc(0);
 #pragma unroll 1
   for (int number = 0; number < across * across; ++number) {
-    const BlockPlace at = block_place(grid, 1);
-    block_products(p, a, other, rows_a, rows_b, grid, at.b, at.first_run, piece_of(number, taps, kPieceTaps, 0),
-                   products);
-    add_slopes(p, other, again(grid), piece_of(number, taps, kPieceTaps, 0), products, sums);
+    const Piece piece = piece_of(number, taps, kPieceTaps, 0);
+    block_products(p, a, other, rows_a, rows_b, grid, at.b, at.first_run, piece, products);
+    add_slopes(p, other, grid, at, piece, products, sums);
     __syncthreads();
   }
-  const BlockPlace at = block_place(grid, 1);
   const SlicedPixel s = sliced_pixel(grid, at.first_run);
   if (s.slice > 0 || !s.pixel.exists) return;
   Acc sum_x = sums[0][s.slot], sum_y = sums[1][s.slot];

@@ -40,19 +40,6 @@ inline RunGrid run_grid(int64_t height, int64_t width, int of_block) {
           static_cast<int>((runs + of_block - 1) / of_block)};
 }
 
-// The same number, of which the compiler does not know that: what follows from it is computed again, a few instructions
-// after a long loop, and keeps no registers meanwhile.
-__device__ __forceinline__ int again(int number) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(number));
-#endif
-  return number;
-}
-__device__ __forceinline__ RunGrid again(RunGrid grid) {
-  grid.across = again(grid.across), grid.of_block = again(grid.of_block), grid.blocks = again(grid.blocks);
-  return grid;
-}
-
 // One pixel of a run. A pixel beyond the image has the place of one that is.
 struct RunPixel {
   int y, x;
