@@ -45,7 +45,7 @@ def run(function, fa, fb, radius, flow, grad, *options):
 @pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalize"])
 @pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
 def test_values_and_gradients(backend, simple, normalize, with_flow, dtype, shape):
-    if simple and (backend.name == "cpu" or with_flow):
+    if simple and backend.name == "cpu":
         pytest.skip("there is one kernel")
     batch, channels, ha, wa, hb, wb, radius = shape
     fa, fb = torch.randn(batch, channels, ha, wa).to(dtype), torch.randn(batch, channels, hb, wb).to(dtype)
@@ -82,12 +82,98 @@ def test_definition():
 @pytest.mark.parametrize("with_flow", [False, True])
 def test_large_images(backend, radius, with_flow):
     """Several tiles, strips and pieces of a window; sides that no tile divides."""
-    if backend.name == "hostsim" and with_flow:
-        pytest.skip("the simple kernels have no tiles")
     fa, fb = torch.randn(1, 21, 11, 70), torch.randn(1, 21, 13, 67)
     flow = (torch.randn(1, 2, 11, 70) * 1024).round() / 256 if with_flow else None
     expected = reference.local_correlation(fa.double(), fb.double(), radius, flow)
     assert_close(backend.local_correlation(fa, fb, radius, flow), expected, 1e-5)
+
+
+def flow_to(x, y, height, width):
+    """The flow that takes every pixel to (x, y)."""
+    return torch.tensor([x, y]).reshape(1, 2, 1, 1) - reference.pixel_grid(height, width, torch.zeros(1)).unsqueeze(0)
+
+
+# What the kernels along a flow tell apart: four neighbouring windows that are nearly one, or not; windows that all lie
+# at one place, in one cell or in a few; that lie inside, half outside or far away.
+FLOWS = {
+    "smooth": lambda h, w: torch.stack([x * 0.1 + y * 0.03 - 1 for y, x in [torch.meshgrid(
+        torch.arange(h).float(), torch.arange(w).float(), indexing="ij")]] * 2).unsqueeze(0),
+    "torn": lambda h, w: torch.rand(1, 2, h, w) * 40 - 20,
+    "one place": lambda h, w: flow_to(5.25, 3.5, h, w),
+    "a corner": lambda h, w: flow_to(-0.5, -1.75, h, w) + torch.rand(1, 2, h, w),
+    "a column": lambda h, w: flow_to(7.0, 0.0, h, w) * torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1),
+    "outside": lambda h, w: flow_to(-300.0, 1e30, h, w),
+}  # fmt: skip
+# (channels, Ha, Wa, Hb, Wb, radius): part of a chunk of channels, several; runs of pixels with a tail; several pieces
+FLOW_SHAPES = [
+    (3, 34, 35, 11, 14, 1),
+    (9, 13, 18, 12, 17, 4),
+    (130, 3, 10, 4, 9, 2),
+    (20, 4, 9, 15, 13, 7),
+    (5, 3, 3, 4, 4, 130),
+]
+
+
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalize"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("shape", FLOW_SHAPES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("flow", FLOWS)
+def test_kernels_along_a_flow(backend, flow, shape, dtype, normalize):
+    """The fast kernels against the simple ones."""
+    if backend.name == "cpu":
+        pytest.skip("there is one kernel")
+    channels, ha, wa, hb, wb, radius = shape
+    fa, fb = torch.randn(1, channels, ha, wa).to(dtype), torch.randn(1, channels, hb, wb).to(dtype)
+    flow = FLOWS[flow](ha, wa).to(reference.accumulate_dtype(dtype))
+    grad = torch.randn(1, (2 * radius + 1) ** 2, ha, wa).to(dtype)
+    fast = run(backend.local_correlation, fa, fb, radius, flow, grad, normalize)
+    simple = run(backend.local_correlation, fa, fb, radius, flow, grad, normalize, True)
+    for name, f, s in zip(("out", "grad fa", "grad fb", "grad flow"), fast, simple, strict=True):
+        scale = s.abs().max().clamp(min=1e-30).double()
+        assert_close(f.double() / scale, s.double() / scale, 64 * EPS[f.dtype], name)
+
+
+@pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_one_gradient_along_a_flow(backend, needed, normalize):
+    """Each gradient alone: a workspace holds only what it takes."""
+    inputs = [torch.randn(2, 12, 5, 6), torch.randn(2, 12, 7, 4), torch.randn(2, 2, 5, 6) * 2]
+    grad = torch.randn(2, 9, 5, 6)
+    everything = run(backend.local_correlation, *inputs[:2], 1, inputs[2], grad, normalize)[1:]
+    leaves = [t.clone().requires_grad_(n) for t, n in zip(inputs, needed, strict=True)]
+    backend.local_correlation(*leaves[:2], 1, leaves[2], normalize).backward(grad)
+    for leaf, expected, need in zip(leaves, everything, needed, strict=True):
+        assert (leaf.grad is not None) == need and (not need or torch.equal(leaf.grad, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_channels_last_along_a_flow(backend, dtype):
+    """Rows of channels that are read in place, or packed because they are not aligned: the same bits."""
+    if backend.name == "cpu":
+        pytest.skip("no rows on the CPU")
+    fa, fb = torch.randn(2, 40, 5, 9).to(dtype), torch.randn(2, 40, 6, 7).to(dtype)
+    flow, grad = make_flow(2, 5, 9, dtype), torch.randn(2, 25, 5, 9).to(dtype)
+    expected = run(backend.local_correlation, fa, fb, 2, flow, grad)
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (fa, fb)]
+    shifted = [torch.cat((t[:, :1], t), 1).contiguous(memory_format=torch.channels_last)[:, 1:] for t in (fa, fb)]
+    for a, b in (last, shifted, (last[0], fb), (fa, last[1])):
+        out = backend.local_correlation(a, b, 2, flow)
+        assert torch.equal(out, expected[0])
+        for result, e in zip(run(backend.local_correlation, a, b, 2, flow, grad), expected, strict=True):
+            assert torch.equal(result, e)
+
+
+def test_infinity_between_windows(backend):
+    """Sums over what four neighbouring pixels see together leave out what one of them does not see."""
+    fa, fb = torch.randn(1, 5, 4, 16), torch.randn(1, 5, 4, 16)
+    fa[0, 1, 2, 5], fb[0, 3, 1, 9], fb[0, 2, 2, 2] = float("inf"), float("nan"), -float("inf")
+    flow, grad = torch.full((1, 2, 4, 16), 0.5), torch.randn(1, 9, 4, 16)
+    expected = run(reference.local_correlation, fa.double(), fb.double(), 1, flow.double(), grad.double())
+    actual = run(backend.local_correlation, fa, fb, 1, flow, grad)
+    for name, a, e in zip(("out", "grad fa", "grad fb", "grad flow"), actual, expected, strict=True):
+        finite = torch.isfinite(e)
+        assert torch.equal(torch.isfinite(a), finite) and bool(finite.any()) and not bool(finite.all()), name
+        assert_close(a[finite], e[finite], 1e-5, name)
 
 
 @pytest.mark.parametrize("with_flow", [False, True], ids=["grid", "flow"])
@@ -196,18 +282,19 @@ def test_empty_batch(backend):
     assert out.shape == (0, 1, 3, 4)
 
 
-@pytest.mark.parametrize("with_flow", [False, True])
-def test_deterministic(with_flow):
-    """hostsim: the same bits in any order of blocks and threads."""
+@pytest.mark.parametrize("flow", [None, "torn", "one place", "a corner"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_deterministic(deterministic, flow):
+    """hostsim: the same bits in any order of blocks and threads; the fast kernels have no other path."""
     module, backend = backends.hostsim_module(), backends.Hostsim()
-    fa, fb = torch.randn(2, 9, 6, 8), torch.randn(2, 9, 5, 7)
-    flow = torch.randn(2, 2, 6, 8) * 2 if with_flow else None
-    grad = torch.randn(2, 25, 6, 8)
+    fa, fb = torch.randn(2, 9, 26, 25), torch.randn(2, 9, 5, 7)
+    flow = None if flow is None else FLOWS[flow](26, 25).expand(2, -1, -1, -1)
+    grad = torch.randn(2, 25, 26, 25)
     results = []
     try:
         for order, seed in (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)):
             module.set_order(order, seed)
-            results.append(run(backend.local_correlation, fa, fb, 2, flow, grad, True, False, True))
+            results.append(run(backend.local_correlation, fa, fb, 2, flow, grad, True, False, deterministic))
     finally:
         module.set_order("forward", 0)
     for result in results[1:]:

@@ -15,10 +15,10 @@ constexpr int kRunPixels = 4;  // of a warp
 constexpr int kPieceTaps = 10;
 constexpr int kTapsAtOnce = 2;              // of an octet
 constexpr int kStepTaps = kTapsAtOnce * 4;  // of a warp
-// Of a block: small, so that 3 of them have 170 registers a thread.
+// Of a block: small, so that a multiprocessor has three of them with 168 registers a thread; of float64 two.
 constexpr int kFlowThreads = 128, kWarps = kFlowThreads / 32;
 template <class T>
-constexpr int kFlowBlocks = sizeof(T) == 8 ? 2 : 3;  // of a multiprocessor
+constexpr int kFlowBlocks = sizeof(T) == 8 ? 2 : 3;
 constexpr int kBlockPixels = kWarps * kRunPixels;    // at most
 
 // How an image is cut into runs of four pixels of a row, and those into blocks.
