@@ -9,7 +9,6 @@
 //   channels across lanes while the squares are summed in registers. Moves 2 * N * C * sizeof(T) bytes, 2 FLOPs each.
 // Both are bound by memory; fraction of the bandwidth reached: not measured yet.
 // The counts stay on the device. Rows at and beyond the count are not written: nobody may read them.
-// Where every pixel is a row whoever asks, pack_rows alone serves: index, count and inv_norm may then be null.
 #pragma once
 
 #include <cstdint>
@@ -148,13 +147,11 @@ __global__ void __launch_bounds__(256)
   CSF_SHARED(Offsets, offset);
   const int64_t tiles = (side.positions + kPackRows - 1) / kPackRows;
   const int64_t b = blockIdx.x / tiles, r0 = blockIdx.x % tiles * kPackRows;
-  const int64_t count = side.count == nullptr ? side.positions : side.count[b];
-  const int rows = static_cast<int>(min(static_cast<int64_t>(kPackRows), count - r0));
+  const int rows = static_cast<int>(min(static_cast<int64_t>(kPackRows), side.count[b] - r0));
   if (rows <= 0) return;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (static_cast<int>(threadIdx.x) < rows) {
-    const int row = static_cast<int>(r0) + static_cast<int>(threadIdx.x);
-    const int pixel = side.index == nullptr ? row : side.index[b * side.positions + row];
+    const int pixel = side.index[b * side.positions + r0 + threadIdx.x];
     offset[threadIdx.x] = b * features.stride[0] + static_cast<int64_t>(pixel / width) * features.stride[2] +
                           static_cast<int64_t>(pixel % width) * features.stride[3];
   }
@@ -197,21 +194,10 @@ __global__ void __launch_bounds__(256)
   for (int n = 0; n < kPackRows / 8; ++n) {
     const Acc norm = sqrt_of(warp_reduce_sum(squares[n]));
     const int r = warp + 8 * n;
-    if (lane != 0 || r >= rows || side.inv_norm == nullptr) continue;
+    if (lane != 0 || r >= rows) continue;
     const Acc clamped = norm < Acc(1e-12) ? Acc(1e-12) : norm;  // keeps a NaN
     side.inv_norm[b * side.positions + r0 + r] = normalize ? Acc(1) / clamped : Acc(1);
   }
-}
-
-// The rows of `side` and their norms, of the pixels that its index has or, without one, of all pixels of (B, C, H, W).
-template <class T>
-Status pack_rows(const PackedSide<T>& side, const View4& features, int64_t width, bool normalize, Stream stream) {
-  const int64_t tiles = (side.positions + kPackRows - 1) / kPackRows;
-  if (side.positions > INT32_MAX - kCompactStep || side.batch * tiles > INT32_MAX) {
-    return {"cosegflow: the features have more than 2^31 pixels"};
-  }
-  return launch(&pack_features_kernel<T>, dim3(static_cast<unsigned>(side.batch * tiles)), dim3(256), 0, stream,
-                features, static_cast<int>(width), normalize, side);
 }
 
 // Fills `side` from features (B, C, H, W) and a mask (B, H, W) that may be absent.
@@ -221,7 +207,10 @@ Status pack(const PackedSide<T>& side, const View4& features, const View3& mask,
   using Acc = accumulate_t<T>;
   if (side.batch == 0) return {};
   const int64_t steps = (side.positions + kCompactStep - 1) / kCompactStep;
-  if (side.positions > INT32_MAX - kCompactStep) return {"cosegflow: the features have more than 2^31 pixels"};
+  const int64_t tiles = (side.positions + kPackRows - 1) / kPackRows;
+  if (side.positions > INT32_MAX - kCompactStep || side.batch * tiles > INT32_MAX) {
+    return {"cosegflow: the features have more than 2^31 pixels"};
+  }
   const CompactArgs<Acc> args{mask,
                               static_cast<int>(side.positions),
                               static_cast<int>(width),
@@ -235,7 +224,8 @@ Status pack(const PackedSide<T>& side, const View4& features, const View3& mask,
       !s.ok()) {
     return s;
   }
-  return pack_rows(side, features, width, normalize, stream);
+  return launch(&pack_features_kernel<T>, dim3(static_cast<unsigned>(side.batch * tiles)), dim3(256), 0, stream,
+                features, static_cast<int>(width), normalize, side);
 }
 
 }  // namespace cosegflow

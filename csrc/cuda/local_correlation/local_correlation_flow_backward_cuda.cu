@@ -41,7 +41,7 @@ struct Workspace {
 
 template <class T>
 Status flow_gradient(const LocalCorrelationParams& p, const Workspace<T>& w, Stream stream) {
-  const RunGrid grid = products_grid(p, 1);
+  const RunGrid grid = products_grid<T>(p, 1);
   return launch(&local_correlation_flow_slopes_kernel<T>, dim3(static_cast<unsigned>(p.batch * grid.blocks)),
                 dim3(kFlowThreads), 0, stream, p, w.a.side, w.b.side, w.a.rows, w.b.rows, grid);
 }
@@ -56,7 +56,7 @@ Status products_gradient(const LocalCorrelationParams& p, const Workspace<T>& w,
 
 template <class T>
 Status gradient_to_a(const LocalCorrelationParams& p, const Workspace<T>& w, Stream stream) {
-  const RunGrid grid = run_grid(p.height_a, p.width_a, kWarps);
+  const RunGrid grid = run_grid(p.height_a, p.width_a, kRunPixels, kWarps);
   const int chunks = chunks_of<T>(w.b.rows.vectors);
   const dim3 blocks(static_cast<unsigned>(p.batch * grid.blocks * chunks));
   Status s = launch(&local_correlation_flow_grad_a_kernel<T>, blocks, dim3(kFlowThreads), 0, stream, p, w.b.side,
@@ -69,7 +69,7 @@ template <class T>
 Status gradient_to_b(const LocalCorrelationParams& p, const Workspace<T>& w, Stream stream) {
   const WindowPlaces<accumulate_t<T>> places{p};
   if (Status s = warp_cuda::build_inverse_map(places, p.batch, w.map, stream); !s.ok()) return s;
-  const RunGrid grid = run_grid(p.height_b, p.width_b, kWarps);
+  const RunGrid grid = run_grid(p.height_b, p.width_b, kRunPixels, kWarps);
   const int chunks = chunks_of<T>(w.a.rows.vectors);
   const GatheredWindows<T> from{w.map, w.a.rows, w.products, w.a.side.inverse_norm, static_cast<int>(p.side()) + 1};
   const dim3 blocks(static_cast<unsigned>(p.batch * grid.blocks * chunks));
@@ -83,8 +83,7 @@ template <class T>
 Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   Arena arena(workspace);
   const Workspace<T> w(p, arena);
-  Status s = w.a.prepare(stream);
-  if (s.ok()) s = w.b.prepare(stream);
+  Status s = prepare(w.a, w.b, stream);
   if (s.ok() && w.to_flow) s = flow_gradient(p, w, stream);
   if (s.ok() && w.products != nullptr) s = products_gradient(p, w, stream);
   if (s.ok() && w.to_a) s = gradient_to_a(p, w, stream);

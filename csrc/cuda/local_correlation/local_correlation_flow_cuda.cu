@@ -26,11 +26,9 @@ template <class T>
 Status forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   Arena arena(workspace);
   const Workspace<T> w(p, arena);
-  Status s = w.a.prepare(stream);
-  if (s.ok()) s = w.b.prepare(stream);
-  if (!s.ok()) return s;
+  if (Status s = prepare(w.a, w.b, stream); !s.ok()) return s;
   const int64_t pieces = pieces_of(p);
-  const RunGrid grid = products_grid(p, pieces);
+  const RunGrid grid = products_grid<T>(p, pieces);
   return launch(&local_correlation_flow_forward_kernel<T>, dim3(static_cast<unsigned>(p.batch * grid.blocks * pieces)),
                 dim3(kFlowThreads), 0, stream, p, w.a.side, w.b.side, w.a.rows, w.b.rows, grid,
                 static_cast<int>(pieces));
@@ -41,11 +39,12 @@ Status forward(const LocalCorrelationParams& p, void* workspace, Stream stream) 
 const char* why_not_flow(const LocalCorrelationParams& p) {
   const int64_t taps = p.side() + 1;
   if (taps > kMostTaps) return "a window of more than 256 x 256 pixels";
-  // Blocks of any launch are at most so many: a run of one pixel each, cut into pieces, products or chunks of channels.
+  if (half_type(p.fa.dtype) && compute_capability() < 80) return "halves need compute capability 8.0";
+  // Blocks of any launch are at most so many: a pixel each, cut into pieces, products or chunks of channels.
+  constexpr int64_t kMost = INT32_MAX / 2;
   const int64_t chunks = p.channels / 64 + 1, parts = pieces_of(p) > chunks ? pieces_of(p) : chunks;
-  const bool small = bounded_product(INT32_MAX, p.batch, p.height_a, p.width_a, parts * 2) <= INT32_MAX &&
-                     bounded_product(INT32_MAX, p.batch, p.height_b, p.width_b, chunks) <= INT32_MAX &&
-                     p.channels <= INT32_MAX / 2;
+  const bool small = bounded_product(kMost, p.batch, p.height_a, p.width_a, parts * 2) <= kMost &&
+                     bounded_product(kMost, p.batch, p.height_b, p.width_b, chunks) <= kMost && p.channels <= kMost;
   if (!small) return "more pixels, channels and parts of windows than a grid has blocks";
   if (!warp_cuda::inverse_map_fits(p.batch, p.height_b + taps - 1, p.width_b + taps - 1)) {
     return "more places of windows than 31 bits count";

@@ -57,8 +57,9 @@ __global__ void __launch_bounds__(kThreads)
 // Adds the rows of one turn's taps, weighed by E and the scale of the tap.
 template <RowLoads kLoads, class T>
 __device__ __forceinline__ void add_window(const Side<T>& other, const T* image_b, int step_b, int64_t b,
-                                           const LaneChannels<T>& channels, const RunWindows& windows, int turn,
-                                           const accumulate_t<T>* gradient, int taps_across, RunSums<T>& sums) {
+                                           const LaneChannels<T>& channels, const RunWindows<kRunPixels>& windows,
+                                           int turn, const accumulate_t<T>* gradient, int taps_across,
+                                           RunSums<T>& sums) {
   using Acc = accumulate_t<T>;
   const BoxTaps taps(windows.box(turn));
   const bool takes_part = windows.takes_part(turn);
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
 #pragma unroll 1
     for (int number = 0; number < across * across; ++number) {
       const Piece piece = piece_of(number, size, kPieceTaps, 0);
-      const RunWindows windows(window, own.exists, piece, other.height, other.width);
+      const RunWindows<kRunPixels> windows(window, own.exists, piece, other.height, other.width);
       const Acc* const mine = gradient + (pixel * size + piece.i) * size + piece.j;
 #pragma unroll 1
       for (int turn = 0; turn < windows.turns(); ++turn) {

@@ -1,27 +1,34 @@
 // local_correlation along a flow: the inner products of pixels with their windows, and what is made of them: the
 // output, or the gradient to the flow. The math of windows is common/window_math.h.
 //
-// A warp has a run of four neighbouring pixels, whose features stay in registers, 128 channels at a time; several warps
-//   may share a run. A step takes two taps an octet: 8 taps of 128 channels against four pixels, 128 multiply-adds a
-//   lane; one halving over the lanes of an octet (7 shuffles) leaves each lane one of 32 products. It is added to the
-//   window in shared memory, 10 x 10 products of up to 32 pixels (13 KB, float64 26).
-// forward: then the block interpolates, threads over (output, pixel): each plane is written in neighbouring pixels.
+// A warp has a run of neighbouring pixels, four or (halves) eight, or shares it with others of the block where there
+// are
+//   few. An engine adds the products of the run with one piece of its windows (local_correlation_flow_fma_products.cuh,
+//   local_correlation_flow_mma_products.cuh) to shared memory: 10 x 10 of up to 16 (32) pixels, 6.5 or 13 KB.
+// forward: then the block interpolates, threads over (output, pixel): planes are written in neighbouring pixels.
 // gradient to the flow: instead the products are weighed with the slopes and grad_out; a thread sums a slice of the
-//   window, a pixel's slices meet in shared memory in one order.
-// Registers: see tests/test_ptxas.py. Must move, for smooth flow, 3.3 vectors of 16 bytes for each 16 bytes of a window
-// once (13 of 40 columns), the features of both sides once from memory; 2 B (2r+2)^2 C Ha Wa FLOPs, about 1.3 times
-// that issued. Time not measured yet.
+//   window, the slices of a pixel meet in shared memory in one order.
+// Not pipelined beyond the loads of one step (8 or 16 of 16 bytes a lane); 12 warps a multiprocessor hide their wait.
+// Must move, for smooth flow, 3.3 (halves: 2.1) rows of taps a pixel and row of its window through the first-level
+// cache, both features once through memory; 2 B (2r+2)^2 C Ha Wa FLOPs, about 1.4 times that are issued. Registers: up
+// to 168. Time not measured yet.
 #pragma once
 
-#include "local_correlation/local_correlation_flow_windows.cuh"
+#include <type_traits>
+
+#include "local_correlation/local_correlation_flow_fma_products.cuh"
+#include "local_correlation/local_correlation_flow_mma_products.cuh"
 
 namespace cosegflow::local_correlation_cuda {
 
 constexpr int kPieceOutputs = kPieceTaps - 1;
 
-template <class A>
+template <class T>
+using ProductEngine = std::conditional_t<sizeof(T) == 2, MmaProducts<T>, FmaProducts<T>>;
+
+template <class T>
 struct BlockProducts {
-  A of[kBlockPixels][kPieceTaps * kPieceTaps + 1];  // one more: pixels of a product lie in different banks
+  accumulate_t<T> of[kWarps * ProductEngine<T>::kPixels][kWindowPitch];
 };
 
 // Where a block works, from a flat grid over (image, block of runs, piece).
@@ -37,95 +44,25 @@ __device__ __forceinline__ BlockPlace block_place(const RunGrid& grid, int piece
           static_cast<int>(blockIdx.x % static_cast<unsigned>(pieces))};
 }
 
-// The features of a run's four pixels, the lane's channels of one chunk.
-template <class T>
-struct RunFeatures {
-  typename LaneChannels<T>::Values of[kRunPixels];
-};
-
-// Adds the products of the run with the taps of one turn to the window of the lane's pixel. `first`: of the warp's taps
-// among those of all warps of the run.
-template <bool kWhole, class T>
-__device__ __forceinline__ void add_products(const Side<T>& other, const Rows<T>& rows_b, int64_t b,
-                                             const LaneChannels<T>& channels, const RunFeatures<T>& features,
-                                             const RunWindows& windows, int turn, int first, int step,
-                                             accumulate_t<T> scale, accumulate_t<T>* window) {
-  using Acc = accumulate_t<T>;
-  using O = Octets<T>;
-  const BoxTaps taps(windows.box(turn));
-  const bool takes_part = windows.takes_part(turn);
-  const T* const image = rows_b.of_image(b);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int octet_tap = lane / O::kLanes * kTapsAtOnce, own_tap = octet_tap + lane / kRunPixels % kTapsAtOnce;
-#pragma unroll 1
-  for (int n = first; n < taps.count; n += step) {
-    Acc product[kTapsAtOnce * kRunPixels];
-#pragma unroll
-    for (int u = 0; u < kTapsAtOnce; ++u) {
-      int y, x;
-      taps.place(min(n + octet_tap + u, taps.count - 1), y, x);
-      typename LaneChannels<T>::Values tap;
-      channels.template load<kWhole>(image + static_cast<int64_t>(y * other.width + x) * rows_b.step, tap);
-#pragma unroll
-      for (int k = 0; k < kRunPixels; ++k) {
-        Acc sum = Acc(0);
-#pragma unroll
-        for (int i = 0; i < O::kPieces; ++i) {
-#pragma unroll
-          for (int j = 0; j < O::kVector; ++j) sum += features.of[k][i][j] * tap[i][j];
-        }
-        product[u * kRunPixels + k] = sum;
-      }
-    }
-    Acc sum = warp_scatter_sums<1>(product);  // of pixel lane % 4 with the tap own_tap
-    int y, x;
-    taps.place(min(n + own_tap, taps.count - 1), y, x);
-    if (n + own_tap >= taps.count || !takes_part || !windows.holds(y, x)) continue;
-    if (other.inverse_norm != nullptr) sum *= scale * other.scale(b, y, x);
-    window[(y - windows.y) * kPieceTaps + (x - windows.x)] += sum;
-  }
-}
-
 // The products of a block's pixels with one piece of their windows; 0 where a tap is outside. All threads must call it.
 template <class T>
 __device__ __forceinline__ void block_products(const LocalCorrelationParams& p, const Side<T>& a, const Side<T>& other,
                                                const Rows<T>& rows_a, const Rows<T>& rows_b, const RunGrid& grid,
                                                int64_t b, int first_run, const Piece& piece,
-                                               BlockProducts<accumulate_t<T>>& products) {
+                                               BlockProducts<T>& products) {
   using Acc = accumulate_t<T>;
-  constexpr int kAll = kBlockPixels * (kPieceTaps * kPieceTaps + 1);
+  using Engine = ProductEngine<T>;
+  constexpr int kAll = kWarps * Engine::kPixels * kWindowPitch;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   for (int i = thread; i < kAll; i += kFlowThreads) (&products.of[0][0])[i] = Acc(0);
   __syncthreads();
-
-  const int sharing = kWarps / grid.of_block;  // warps of a run
-  const int run = first_run + warp / sharing, number = thread % kRunPixels;
-  const RunPixel own = pixel_of_run(grid, run, number);
-  const RunWindows windows(window_of<Acc>(p, b, own.y, own.x), own.exists, piece, other.height, other.width);
-  Acc* const window = products.of[warp / sharing * kRunPixels + number];
-  const Acc scale = a.scale(b, own.y, own.x);
-  const T* const image = rows_a.of_image(b);
-  const int first = warp % sharing * kStepTaps, step = sharing * kStepTaps;
-  const int chunks = windows.any ? chunks_of<T>(rows_b.vectors) : 0;
-#pragma unroll 1
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    const LaneChannels<T> channels(chunk, rows_b.vectors);
-    RunFeatures<T> features;
-#pragma unroll
-    for (int k = 0; k < kRunPixels; ++k) {
-      const RunPixel at = pixel_of_run(grid, run, k);
-      const T* const pixel = image + static_cast<int64_t>(at.y * grid.width + at.x) * rows_a.step;
-      channels.template load<false>(pixel, features.of[k]);
-    }
-#pragma unroll 1
-    for (int turn = 0; turn < windows.turns(); ++turn) {
-      if (channels.whole) {
-        add_products<true>(other, rows_b, b, channels, features, windows, turn, first, step, scale, window);
-      } else {
-        add_products<false>(other, rows_b, b, channels, features, windows, turn, first, step, scale, window);
-      }
-    }
-  }
+  const int parts = kWarps / grid.of_block, run = first_run + warp / parts;
+  const RunPixel own = pixel_of_run(grid, run, thread % Engine::kPixels);
+  const RunWindows<Engine::kPixels> windows(window_of<Acc>(p, b, own.y, own.x), own.exists, piece, other.height,
+                                            other.width);
+  Engine::add(
+      {a, other, rows_a, rows_b, grid, b, run, warp % parts, parts, products.of[warp / parts * Engine::kPixels]},
+      windows);
   __syncthreads();
 }
 
@@ -136,9 +73,9 @@ struct SlicedPixel {
 };
 
 __device__ __forceinline__ SlicedPixel sliced_pixel(const RunGrid& grid, int first_run) {
-  const int pixels = grid.of_block * kRunPixels, thread = static_cast<int>(threadIdx.x), slot = thread % pixels;
+  const int pixels = grid.of_block * grid.run_pixels, thread = static_cast<int>(threadIdx.x), slot = thread % pixels;
   return {slot, thread / pixels, kFlowThreads / pixels,
-          pixel_of_run(grid, first_run + slot / kRunPixels, slot % kRunPixels)};
+          pixel_of_run(grid, first_run + slot / grid.run_pixels, slot % grid.run_pixels)};
 }
 
 template <class T>
@@ -146,7 +83,7 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
     local_correlation_flow_forward_kernel(LocalCorrelationParams p, Side<T> a, Side<T> other, Rows<T> rows_a,
                                           Rows<T> rows_b, RunGrid grid, int pieces) {
   using Acc = accumulate_t<T>;
-  CSF_SHARED(BlockProducts<Acc>, products);
+  CSF_SHARED(BlockProducts<T>, products);
   const BlockPlace at = block_place(grid, pieces);
   const int side = static_cast<int>(p.side());
   const Piece taps = piece_of(at.piece, side, kPieceOutputs, 1);
@@ -171,8 +108,7 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
 // Adds to the thread's two sums its slice of a piece of the window: the products that are inside, weighed.
 template <class T>
 __device__ __forceinline__ void add_slopes(const LocalCorrelationParams& p, const Side<T>& other, const RunGrid& grid,
-                                           const BlockPlace& at, const Piece& piece,
-                                           const BlockProducts<accumulate_t<T>>& products,
+                                           const BlockPlace& at, const Piece& piece, const BlockProducts<T>& products,
                                            accumulate_t<T> (&sums)[2][kFlowThreads]) {
   using Acc = accumulate_t<T>;
   const SlicedPixel s = sliced_pixel(grid, at.first_run);
@@ -196,7 +132,7 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
                                          Rows<T> rows_b, RunGrid grid) {
   using Acc = accumulate_t<T>;
   using Sums = Acc[2][kFlowThreads];
-  CSF_SHARED(BlockProducts<Acc>, products);
+  CSF_SHARED(BlockProducts<T>, products);
   CSF_SHARED(Sums, sums);
   const int taps = static_cast<int>(p.side()) + 1, across = (taps + kPieceTaps - 1) / kPieceTaps;
   const BlockPlace at = block_place(grid, 1);

@@ -4,7 +4,7 @@
 // lines where the flow is smooth and a line for each of its lanes where it is not. Rows of channels are whole lines
 // whatever the flow is. A warp is four octets: an octet reads 128 bytes of a pixel at once, four octets those of four
 // taps, so an instruction moves 512 bytes in four passes of the load and store unit, none of them in vain. Features
-// that are channels last are read where they are, planes are packed once (pack.cuh), a copy in the second-level cache.
+// that are channels last are read where they are, planes are packed once, a copy in the second-level cache.
 #pragma once
 
 #include "local_correlation/local_correlation_simple_kernels.cuh"

@@ -1,7 +1,7 @@
-// The windows of a run of four neighbouring pixels, as one warp walks over them.
+// The windows of a run of neighbouring pixels, four (or eight), as one warp walks over them.
 //
-// Where a flow is smooth the four windows are nearly one: 10 x 10 taps of each are 10 x 13 of all. The warp walks over
-// all pixels of fb that any of the four windows holds, and reads each once for all four. Where the flow is torn that
+// Where a flow is smooth the windows of a run are nearly one: four of 10 x 10 taps are 10 x 13 together. The warp walks
+// over all pixels of fb that any of the windows holds, and reads each once for all. Where the flow is torn that
 // would be more than the windows themselves, and the warp takes them one after the other: the same loop, over one
 // window. Boxes end at the edges of fb, so a tap outside is never read, and nothing of it is multiplied by anything.
 // Windows are cut into pieces of up to 10 x 10 taps.
@@ -11,7 +11,7 @@
 
 namespace cosegflow::local_correlation_cuda {
 
-constexpr int kRunPixels = 4;  // of a warp
+constexpr int kRunPixels = 4;  // of a warp, where they are not eight
 constexpr int kPieceTaps = 10;
 constexpr int kTapsAtOnce = 2;              // of an octet
 constexpr int kStepTaps = kTapsAtOnce * 4;  // of a warp
@@ -19,25 +19,25 @@ constexpr int kStepTaps = kTapsAtOnce * 4;  // of a warp
 constexpr int kFlowThreads = 128, kWarps = kFlowThreads / 32;
 template <class T>
 constexpr int kFlowBlocks = sizeof(T) == 8 ? 2 : 3;
-constexpr int kBlockPixels = kWarps * kRunPixels;    // at most
+constexpr int kBlockPixels = kWarps * kRunPixels;  // at most
 
-// How an image is cut into runs of four pixels of a row, and those into blocks.
+// How an image is cut into runs of pixels of a row, and those into blocks.
 struct RunGrid {
   int height, width;      // of the image
+  int run_pixels;         // of a run
   int across, per_image;  // runs
   int of_block, blocks;   // runs of a block, blocks of an image
 
   __device__ __forceinline__ int first_run(int block) const { return block * of_block; }
 };
 
-inline RunGrid run_grid(int64_t height, int64_t width, int of_block) {
-  const int64_t across = (width + kRunPixels - 1) / kRunPixels, runs = across * height;
-  return {static_cast<int>(height),
-          static_cast<int>(width),
-          static_cast<int>(across),
-          static_cast<int>(runs),
-          of_block,
-          static_cast<int>((runs + of_block - 1) / of_block)};
+inline RunGrid run_grid(int64_t height, int64_t width, int run_pixels, int of_block) {
+  const int64_t across = (width + run_pixels - 1) / run_pixels, runs = across * height;
+  RunGrid grid;
+  grid.height = static_cast<int>(height), grid.width = static_cast<int>(width), grid.run_pixels = run_pixels;
+  grid.across = static_cast<int>(across), grid.per_image = static_cast<int>(runs);
+  grid.of_block = of_block, grid.blocks = static_cast<int>((runs + of_block - 1) / of_block);
+  return grid;
 }
 
 // One pixel of a run. A pixel beyond the image has the place of one that is.
@@ -49,7 +49,7 @@ struct RunPixel {
 __device__ __forceinline__ RunPixel pixel_of_run(const RunGrid& grid, int run, int number) {
   const bool in_image = run < grid.per_image;
   if (!in_image) run = grid.per_image - 1;
-  const int y = run / grid.across, x = run % grid.across * kRunPixels + number;
+  const int y = run / grid.across, x = run % grid.across * grid.run_pixels + number;
   return {y, min(x, grid.width - 1), in_image && x < grid.width};
 }
 
@@ -91,8 +91,9 @@ struct BoxTaps {
   }
 };
 
-// The piece of the window of pixel lane % 4, and what a warp makes of the four. Little of it is kept: registers are for
-// features and sums.
+// The piece of the window of pixel lane % kPixels of a run, and what a warp makes of them. Little of it is kept:
+// registers are for features and sums.
+template <int kPixels>
 struct RunWindows {
   int y, x;                    // of the piece's first tap
   int rows, columns;           // of the piece
@@ -112,7 +113,7 @@ struct RunWindows {
     int taps = static_cast<int>(own().area());
     exists = taps > 0;
 #pragma unroll
-    for (int apart = 1; apart < kRunPixels; apart *= 2) taps += __shfl_xor_sync(kWholeWarp, taps, apart);
+    for (int apart = 1; apart < kPixels; apart *= 2) taps += __shfl_xor_sync(kWholeWarp, taps, apart);
     any = taps > 0;
     together = all().area() <= taps;
   }
@@ -125,7 +126,7 @@ struct RunWindows {
   __device__ __forceinline__ Box all() const {
     Box box = own();
 #pragma unroll
-    for (int apart = 1; apart < kRunPixels; apart *= 2) {
+    for (int apart = 1; apart < kPixels; apart *= 2) {
       box.left = min(box.left, __shfl_xor_sync(kWholeWarp, box.left, apart));
       box.top = min(box.top, __shfl_xor_sync(kWholeWarp, box.top, apart));
       box.right = max(box.right, __shfl_xor_sync(kWholeWarp, box.right, apart));
@@ -134,7 +135,7 @@ struct RunWindows {
     return box;
   }
 
-  __device__ __forceinline__ int turns() const { return !any ? 0 : together ? 1 : kRunPixels; }
+  __device__ __forceinline__ int turns() const { return !any ? 0 : together ? 1 : kPixels; }
 
   // The taps of a turn: of all windows, or of one. The whole warp must call it.
   __device__ __forceinline__ Box box(int turn) const {
@@ -146,7 +147,7 @@ struct RunWindows {
 
   // Whether the lane's pixel takes part in a turn.
   __device__ __forceinline__ bool takes_part(int turn) const {
-    return exists && (together || static_cast<int>(threadIdx.x) % kRunPixels == turn);
+    return exists && (together || static_cast<int>(threadIdx.x) % kPixels == turn);
   }
 
   // Whether the piece holds a pixel of fb.
