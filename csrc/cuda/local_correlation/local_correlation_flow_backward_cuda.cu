@@ -16,7 +16,7 @@ struct Workspace {
   bool to_a, to_b, to_flow;
   FlowSide<T> a, b;
   Acc* products = nullptr;  // the gradient to them: (B, Ha * Wa, (2r+2)^2)
-  WindowMap map{};
+  WindowMap<Acc> map{};
   Acc* unfinished = nullptr;  // (B, C, H, W): the gradient to the normalized features of one side after the other
 
   Workspace(const LocalCorrelationParams& p, Arena& arena)
@@ -28,7 +28,7 @@ struct Workspace {
     const int64_t n = p.height_a * p.width_a, taps = p.side() + 1;
     if (to_a || to_b) products = arena.take<Acc>(p.batch * n * taps * taps);
     if (to_b) {
-      map = warp_cuda::inverse_map<WindowLanding>(p.batch, p.height_b + taps - 1, p.width_b + taps - 1, n, arena);
+      map = warp_cuda::inverse_map<WindowLanding<Acc>>(p.batch, p.height_b + taps - 1, p.width_b + taps - 1, n, arena);
     }
     const int64_t most = std::max(to_a ? n : 0, to_b ? p.height_b * p.width_b : 0);
     if (p.normalize && most > 0) unfinished = arena.take<Acc>(p.batch * p.channels * most);
@@ -67,11 +67,11 @@ Status gradient_to_a(const LocalCorrelationParams& p, const Workspace<T>& w, Str
 
 template <class T>
 Status gradient_to_b(const LocalCorrelationParams& p, const Workspace<T>& w, Stream stream) {
-  const WindowPlaces<accumulate_t<T>> places{p};
+  const WindowPlaces<accumulate_t<T>> places{p, w.a.norms};
   if (Status s = warp_cuda::build_inverse_map(places, p.batch, w.map, stream); !s.ok()) return s;
   const RunGrid grid = run_grid(p.height_b, p.width_b, kRunPixels, kWarps);
   const int chunks = chunks_of<T>(w.a.rows.vectors);
-  const GatheredWindows<T> from{w.map, w.a.rows, w.products, w.a.side.inverse_norm, static_cast<int>(p.side()) + 1};
+  const GatheredWindows<T> from{w.map, w.a.rows, w.products, static_cast<int>(p.side()) + 1};
   const dim3 blocks(static_cast<unsigned>(p.batch * grid.blocks * chunks));
   Status s = launch(&local_correlation_flow_grad_b_kernel<T>, blocks, dim3(kFlowThreads), 0, stream, from, p.channels,
                     grid, chunks, w.target(p.grad_fb));

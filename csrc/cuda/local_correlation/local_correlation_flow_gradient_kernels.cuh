@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
   const RunPixel own = pixel_of_run(grid, at.run, static_cast<int>(threadIdx.x) % kRunPixels);
   const Window<Acc> window = window_of<Acc>(p, at.b, own.y, own.x);
   const int size = window.size, across = (size + kPieceTaps - 1) / kPieceTaps;
-  const int64_t pixel = at.b * grid.height * grid.width + (own.y * grid.width + own.x);
+  const int64_t pixel = static_cast<int64_t>(at.b) * grid.height * grid.width + (own.y * grid.width + own.x);
   const T* const image = rows_b.of_image(at.b);
   RunSums<T> sums;
   sums.form(channels, [&](auto loads, RunSums<T>& to) {
@@ -113,16 +113,19 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
   write_tile(tile, grid, at, p.channels, 0, target);
 }
 
-// A pixel of a, as what it gives to fb is gathered: its number, and its window's first column.
-struct WindowLanding {
+// A pixel of a, as what it gives to fb is gathered: its number, its window's first column, and 1 / its norm (or 1).
+template <class A>
+struct alignas(16) WindowLanding {
   int pixel, column;
+  A scale;
 };
 
 // Where windows lie, for the map: the cells are those of first taps, (2r+1) more above and left of fb than it has.
 template <class A>
 struct WindowPlaces {
-  using Landing = WindowLanding;
+  using Landing = WindowLanding<A>;
   LocalCorrelationParams p;
+  const A* inverse_norm;  // (B, Ha * Wa), or null
 
   __device__ __forceinline__ Window<A> window(int64_t b, int pixel) const {
     const int width = static_cast<int>(p.width_a);
@@ -134,24 +137,29 @@ struct WindowPlaces {
     const bool lands = w.finite && w.y >= -margin && w.y < height && w.x >= -margin && w.x < width;
     return lands ? (w.y + margin) * (width + margin + 1) + (w.x + margin) : -1;
   }
-  __device__ __forceinline__ Landing landing(int64_t b, int pixel) const { return {pixel, window(b, pixel).x}; }
+  __device__ __forceinline__ Landing landing(int64_t b, int pixel) const {
+    const A scale = inverse_norm == nullptr ? A(1) : inverse_norm[b * p.height_a * p.width_a + pixel];
+    return {pixel, window(b, pixel).x, scale};
+  }
 };
 
-using WindowMap = warp_cuda::InverseMap<WindowLanding>;
+template <class A>
+using WindowMap = warp_cuda::InverseMap<WindowLanding<A>>;
 
-// The landings that reach a run of four pixels of fb, row of cells by row of cells.
+// The landings that reach a run of four pixels of fb, row of cells by row of cells: as many rows as a window has.
 struct RunReach {
   const int* starts;  // of the first cell of the first row
-  int cells, rows;    // of a row, and how many
+  int cells;          // of a row; 0 where there is no run
 
-  __device__ __forceinline__ RunReach(const WindowMap& map, const RunGrid& grid, int64_t b, int run, int size) {
+  template <class A>
+  __device__ __forceinline__ RunReach(const WindowMap<A>& map, const RunGrid& grid, int64_t b, int run, int size) {
     const RunPixel first = pixel_of_run(grid, run, 0), last = pixel_of_run(grid, run, kRunPixels - 1);
     starts = map.starts + (b * map.rows + first.y) * map.pitch + first.x;
-    cells = last.x - first.x + size, rows = first.exists ? size : 0;
+    cells = first.exists ? last.x - first.x + size : 0;
   }
 
   // All landings, in every lane.
-  __device__ __forceinline__ int count(int pitch) const {
+  __device__ __forceinline__ int count(int pitch, int rows) const {
     int sum = 0;
     for (int i = static_cast<int>(threadIdx.x) % 32; i < rows; i += 32) {
       const int* const row = starts + static_cast<int64_t>(i) * pitch;
@@ -164,32 +172,31 @@ struct RunReach {
 // What the sums over landings read.
 template <class T>
 struct GatheredWindows {
-  WindowMap map;
+  WindowMap<accumulate_t<T>> map;
   Rows<T> rows_a;
-  const accumulate_t<T>*gradient, *scale_a;  // scale_a may be null
-  int size;                                  // of a window's side
+  const accumulate_t<T>* gradient;  // to the products
+  int size;                         // of a window's side
 };
 
 // Adds the rows of the landings of a run of fb: 32 at a time, the groups `first`, first + step, ... of each row of
 // cells.
 template <RowLoads kLoads, class T>
-__device__ __forceinline__ void add_landings(const GatheredWindows<T>& from, int64_t b, const RunReach& reach,
-                                             int own_x, const LaneChannels<T>& channels, int first, int step,
-                                             RunSums<T>& sums) {
+__device__ __forceinline__ void add_landings(const GatheredWindows<T>& from, int b, const RunReach& reach, int own_x,
+                                             const LaneChannels<T>& channels, bool together, RunSums<T>& sums) {
   using Acc = accumulate_t<T>;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int octet_tap = lane / Octets<T>::kLanes * kTapsAtOnce, own_tap = octet_tap + lane / kRunPixels % kTapsAtOnce;
-  const int64_t pixels = b * from.map.pixels;
+  const int64_t pixels = static_cast<int64_t>(b) * from.map.pixels;
   const T* const image = from.rows_a.of_image(b);
+  const int* cells = reach.starts;
 #pragma unroll 1
-  for (int row = 0; row < reach.rows; ++row) {
-    const int* const cells = reach.starts + static_cast<int64_t>(row) * from.map.pitch;
+  for (int i = from.size - 1; i >= 0; --i, cells += from.map.pitch) {  // windows that begin i rows above q
     const int begin = cells[0], count = cells[reach.cells] - begin;
-    const int i = from.size - 1 - row;  // this row's windows begin that many rows above q
 #pragma unroll 1
-    for (int group = first * 32; group < count; group += step * 32) {
+    for (int group = together ? static_cast<int>(threadIdx.x) / 32 * 32 : 0; group < count;
+         group += together ? kFlowThreads : 32) {
       const int here = min(32, count - group);
-      const WindowLanding landing = from.map.landings[pixels + (begin + group + min(lane, here - 1))];
+      const WindowLanding<Acc> landing = from.map.landings[pixels + (begin + group + min(lane, here - 1))];
 #pragma unroll 1
       for (int n = 0; n < here; n += kStepTaps) {
         const T* pixel[kTapsAtOnce];
@@ -202,11 +209,9 @@ __device__ __forceinline__ void add_landings(const GatheredWindows<T>& from, int
         const int at = __shfl_sync(kWholeWarp, landing.pixel, source);
         const int j = own_x - __shfl_sync(kWholeWarp, landing.column, source);
         const bool counts = n + own_tap < here && static_cast<unsigned>(j) < static_cast<unsigned>(from.size);
+        const Acc scale = __shfl_sync(kWholeWarp, landing.scale, source);
         Acc weight = Acc(0);
-        if (counts) {
-          weight = from.gradient[((pixels + at) * from.size + i) * from.size + j];
-          if (from.scale_a != nullptr) weight *= from.scale_a[pixels + at];
-        }
+        if (counts) weight = scale * from.gradient[((pixels + at) * from.size + i) * from.size + j];
         sums.template add<kLoads>(channels, pixel, weight, counts);
       }
     }
@@ -223,7 +228,7 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const GradientPlace at(grid, chunks);
   const LaneChannels<T> channels(at.chunk, from.rows_a.vectors);
-  const int landings = RunReach(from.map, grid, at.b, at.run, from.size).count(from.map.pitch);
+  const int landings = RunReach(from.map, grid, at.b, at.run, from.size).count(from.map.pitch, from.size);
   if (thread % 32 == 0) crowded[warp] = landings > kCrowded ? 1 : 0;
   __syncthreads();
 
@@ -238,9 +243,8 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
       const RunReach reach(from.map, grid, at.b, run, from.size);
       // A pixel beyond the image takes what its neighbour takes, and is not written.
       const int own_x = pixel_of_run(grid, run, thread % kRunPixels).x;
-      const int first = together ? warp : 0, step = together ? kWarps : 1;
       sums.form(channels, [&](auto loads, RunSums<T>& to) {
-        add_landings<decltype(loads)::value>(from, at.b, reach, own_x, channels, first, step, to);
+        add_landings<decltype(loads)::value>(from, at.b, reach, own_x, channels, together, to);
       });
       tile.put(sums);
     }

@@ -137,12 +137,11 @@ struct GradientTarget {
 
 // A block's place in a flat grid over (image, block of runs, chunk of channels), and its warp's run.
 struct GradientPlace {
-  int64_t b;
-  int first_run, chunk, run;
+  int b, first_run, chunk, run;
 
   __device__ __forceinline__ GradientPlace(const RunGrid& grid, int chunks) {
     const unsigned block = blockIdx.x / static_cast<unsigned>(chunks);
-    b = block / static_cast<unsigned>(grid.blocks);
+    b = static_cast<int>(block / static_cast<unsigned>(grid.blocks));
     first_run = grid.first_run(static_cast<int>(block % static_cast<unsigned>(grid.blocks)));
     chunk = static_cast<int>(blockIdx.x % static_cast<unsigned>(chunks));
     run = first_run + static_cast<int>(threadIdx.x) / 32;
