@@ -18,6 +18,7 @@ BACKWARD_HALF = "tests/test_match_backward_portable.py::test_gradients[hostsim-{
 BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16-portable]"
 BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
+ALONG = "tests/test_local_correlation.py::test_kernels_along_a_flow[hostsim-{}-{}-plain]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 WARP_CROWDED = "tests/test_warp.py::test_crowded_pixels[hostsim-planes-upsampled]"
 TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32-fast]"
@@ -120,6 +121,7 @@ CYCLE_MATH = "csrc/common/cycle_error_math.h"
 CYCLE_KERNELS = "csrc/cuda/cycle_error/cycle_error_kernels.cuh"
 WINDOW_MATH = "csrc/common/window_math.h"
 LOCAL_TILE = "csrc/cuda/local_correlation/local_correlation_tile_kernel.cuh"
+LOCAL_FLOW = "csrc/cuda/local_correlation/local_correlation_flow_{}.cuh"
 LOCAL_SIMPLE = "csrc/cuda/local_correlation/local_correlation_simple_kernels.cuh"
 
 
@@ -226,6 +228,25 @@ BUGS = [
         op="local_correlation", test=LOCAL.format("grid")),
     Bug("slope of the flow with the wrong sign", WINDOW_MATH, "return {A(-1), A(1)};", "return {A(1), A(-1)};",
         op="local_correlation", test=LOCAL.format("flow")),
+    *(Bug(name, LOCAL_FLOW.format(file), old, new, op="local_correlation", test=ALONG.format(flow, case))
+      for name, file, old, new, flow, case in (
+        ("taps of all windows end one pixel early", "windows", "min(x + columns, width)", "min(x + columns, width - 1)",
+         "smooth", "9x13x18x12x17x4-float32"),
+        ("a lane adds the other tap's product", "fma_products", "octet_tap + lane / kPixels % kTapsAtOnce;",
+         "octet_tap + 1 - lane / kPixels % kTapsAtOnce;", "smooth", "9x13x18x12x17x4-float32"),
+        ("the second tap of a quad with the first one's channels", "mma_products", "tap[0][i][2 * half + 1],",
+         "tap[0][i][2 * half],", "smooth", "9x13x18x12x17x4-bfloat16"),
+        ("channels after the first chunk forgotten", "fma_products", "windows.any ? chunks_of<T>(r.rows_b.vectors) : 0",
+         "windows.any ? 1 : 0", "smooth", "130x3x10x4x9x2-float32"),
+        ("a crowded run skipped", "gradient_kernels", "w > crowd_run) << w", "w > crowd_run + 1) << w", "one place",
+         "3x34x35x11x14x1-float32"),
+        ("a warp's share of a crowded run left out", "sums", "int w = 1; w < kWarps", "int w = 2; w < kWarps",
+         "one place", "3x34x35x11x14x1-float32"),
+        ("windows that begin left of fb not listed", "gradient_kernels", "w.x >= -margin", "w.x >= -margin + 2",
+         "a corner", "3x34x35x11x14x1-float32"),
+    )),
+    Bug("0 times infinity in a sum", LOCAL_FLOW.format("sums"), "if (finite()) return;", "return;",
+        op="local_correlation", test="tests/test_local_correlation.py::test_infinity_between_windows[hostsim]"),
     Bug("delta forgotten", TRANSFER_TILE, "p * (dscore[at] - data.extra)", "p * dscore[at]", op="transfer",
         test=TRANSFER),
     Bug("barrier dropped before the sums of a column", TRANSFER_TILE,

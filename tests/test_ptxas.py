@@ -16,7 +16,8 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 # Registers per thread that a kernel may use on any architecture, so that 8, 6, 5, 4, 3, 2 or 1 of its blocks of 256
 # threads fit the 65536 registers of a multiprocessor: 32, 40, 48, 64, 80, 128 or 255; soft_argmax_backward_kernel has
 # blocks of 128 threads, soft_argmax_targets_kernel of 1024. Where setmaxnreg moves registers between warpgroups, ptxas
-# reports those at the launch: 168 of 384 threads.
+# reports those at the launch: 168 of 384 threads. Kernels of local_correlation_flow_* that sum over windows have blocks
+# of 128 threads: 168 registers for three of them, 255 for the two of float64.
 BUDGET: dict[str, int] = {
     "add_parts_kernel": 32,
     "compact_kernel": 40,
@@ -40,6 +41,13 @@ BUDGET: dict[str, int] = {
     "gradient_product_mma_kernel": 255,
     "gradient_unscale_kernel": 32,
     "local_correlation_finish_kernel": 40,
+    "local_correlation_flow_forward_kernel": 168,
+    "local_correlation_flow_grad_a_kernel": 255,
+    "local_correlation_flow_grad_b_kernel": 255,
+    "local_correlation_flow_norm_kernel": 40,
+    "local_correlation_flow_pack_kernel": 32,
+    "local_correlation_flow_product_gradient_kernel": 64,
+    "local_correlation_flow_slopes_kernel": 255,
     "local_correlation_grad_a_kernel": 80,
     "local_correlation_grad_b_atomic_kernel": 64,
     "local_correlation_grad_b_deterministic_kernel": 64,

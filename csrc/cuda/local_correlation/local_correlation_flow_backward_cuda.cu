@@ -49,7 +49,7 @@ Status flow_gradient(const LocalCorrelationParams& p, const Workspace<T>& w, Str
 template <class T>
 Status products_gradient(const LocalCorrelationParams& p, const Workspace<T>& w, Stream stream) {
   const int64_t taps = (p.side() + 1) * (p.side() + 1), runs = (p.height_a * p.width_a + 31) / 32;
-  const int64_t blocks = p.batch * runs * ((taps + kEdgeTaps - 1) / kEdgeTaps);
+  const int64_t blocks = p.batch * runs * ((taps + kBlockTaps - 1) / kBlockTaps);
   return launch(&local_correlation_flow_product_gradient_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
                 0, stream, p, w.products);
 }

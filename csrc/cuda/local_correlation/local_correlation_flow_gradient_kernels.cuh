@@ -1,6 +1,6 @@
 // The gradients of local_correlation to the features, along a flow. Per pixel p of a, E(p) has the gradients to the
 // (2r+2)^2 products of its window (window_math.h); d fa(p) is the sum of E fb over the window, d fb(q) that of E fa
-// over the pixels whose windows hold q. Both are sums of rows (local_correlation_flow_sums.cuh): a block has 8 runs of
+// over the pixels whose windows hold q. Both are sums of rows (local_correlation_flow_sums.cuh): a block has 4 runs of
 // four pixels and one chunk of 128 channels, a warp a run.
 //
 // products' gradient: a block has 32 pixels and up to 128 products; a lane a pixel, so that grad_out is read in
@@ -10,8 +10,10 @@
 //   cells reach 2r+1 beyond fb, so pixel q is reached from (2r+2)^2 cells: 2r+2 runs of the list, for four neighbours
 //   of q 3 cells longer. A lane fetches a landing, the octets take two each of 32. No atomics: one order of every sum.
 //   Runs with over 1024 landings (all windows at one place) are taken by the whole block, one run after the other.
-// Must move, for smooth flow, 3.3 rows of a tap for each row of a window once, and E; 2 B (2r+2)^2 C Ha Wa FLOPs each.
-// Registers: see tests/test_ptxas.py. Time not measured yet.
+// Loads of a step (8 of 16 bytes a lane) are in flight together; 12 warps a multiprocessor hide their wait. Must move,
+// for smooth flow, 3.3 rows of taps a pixel and row of its window through the first-level cache, both features and E
+// once through memory; 2 B (2r+2)^2 C Ha Wa FLOPs for each, 1.3 to 1.6 times that are issued. Up to 168 registers; 230
+// instructions a step of 8 rows x 4 pixels x 128 channels of float32. Time not measured yet.
 #pragma once
 
 #include "local_correlation/local_correlation_flow_sums.cuh"
@@ -19,25 +21,25 @@
 
 namespace cosegflow::local_correlation_cuda {
 
-constexpr int kCrowded = 1024;  // landings that the warp of a run still takes alone
-constexpr int kEdgeTaps = 128;  // products of a block
+constexpr int kCrowded = 1024;   // landings that the warp of a run still takes alone
+constexpr int kBlockTaps = 128;  // products of a block
 
 // E (B, Ha * Wa, taps), taps = (2r+2)^2. From a flat grid over (image, 32 pixels, 128 taps).
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     local_correlation_flow_product_gradient_kernel(LocalCorrelationParams p, accumulate_t<T>* gradient) {
   using Acc = accumulate_t<T>;
-  using Tile = Acc[32][kEdgeTaps + 1];
+  using Tile = Acc[32][kBlockTaps + 1];
   CSF_SHARED(Tile, tile);
   const int side = static_cast<int>(p.side()), taps = (side + 1) * (side + 1),
-            parts = (taps + kEdgeTaps - 1) / kEdgeTaps;
+            parts = (taps + kBlockTaps - 1) / kBlockTaps;
   const int width = static_cast<int>(p.width_a), n = static_cast<int>(p.height_a) * width, runs = (n - 1) / 32 + 1;
-  const int first_tap = static_cast<int>(blockIdx.x % static_cast<unsigned>(parts)) * kEdgeTaps;
+  const int first_tap = static_cast<int>(blockIdx.x % static_cast<unsigned>(parts)) * kBlockTaps;
   const unsigned block = blockIdx.x / static_cast<unsigned>(parts);
   const int64_t b = block / static_cast<unsigned>(runs);
   const int first = static_cast<int>(block % static_cast<unsigned>(runs)) * 32;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int pixels = min(32, n - first), count = min(kEdgeTaps, taps - first_tap);
+  const int pixels = min(32, n - first), count = min(kBlockTaps, taps - first_tap);
   if (lane < pixels) {
     const int y = (first + lane) / width, x = (first + lane) % width;
     const Window<Acc> w = window_of<Acc>(p, b, y, x);
@@ -178,8 +180,8 @@ struct GatheredWindows {
   int size;                         // of a window's side
 };
 
-// Adds the rows of the landings of a run of fb: 32 at a time, the groups `first`, first + step, ... of each row of
-// cells.
+// Adds the rows of the landings of a run of fb, 32 at a time; with all warps of the block `together` every fourth 32 of
+// a row of cells.
 template <RowLoads kLoads, class T>
 __device__ __forceinline__ void add_landings(const GatheredWindows<T>& from, int b, const RunReach& reach, int own_x,
                                              const LaneChannels<T>& channels, bool together, RunSums<T>& sums) {

@@ -52,9 +52,9 @@ __device__ __forceinline__ void block_products(const LocalCorrelationParams& p, 
                                                BlockProducts<T>& products) {
   using Acc = accumulate_t<T>;
   using Engine = ProductEngine<T>;
-  constexpr int kAll = kWarps * Engine::kPixels * kWindowPitch;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
-  for (int i = thread; i < kAll; i += kFlowThreads) (&products.of[0][0])[i] = Acc(0);
+  for (int i = thread; i < grid.of_block * Engine::kPixels * kWindowPitch; i += kFlowThreads)
+    (&products.of[0][0])[i] = Acc(0);
   __syncthreads();
   const int parts = kWarps / grid.of_block, run = first_run + warp / parts;
   const RunPixel own = pixel_of_run(grid, run, thread % Engine::kPixels);

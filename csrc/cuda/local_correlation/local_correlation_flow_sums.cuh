@@ -1,7 +1,7 @@
 // The sums of a run of four pixels over rows of features, as the gradients along a flow form them: 16 (float64: 8)
 // channels a lane, 64 registers. An octet takes two rows a step and weighs each for the four pixels; a row that does
 // not count for a pixel is not multiplied by 0, which would make a NaN of infinity, but left out. At the end the four
-// octets add up what each has, in one order, and the block turns 32 pixels x 128 channels in shared memory (17 KB), so
+// octets add up what each has, in one order, and the block turns 16 pixels x 128 channels in shared memory (9 KB), so
 // that planes are written in neighbouring pixels.
 #pragma once
 
@@ -85,7 +85,7 @@ struct RunSums {
   }
 };
 
-// 32 pixels of a block (a warp's four, warp by warp) x one chunk of channels.
+// 16 pixels of a block (a warp's four, warp by warp) x one chunk of channels.
 template <class T>
 struct SumTile {
   using O = Octets<T>;
