@@ -136,7 +136,7 @@ BUDGET: dict[str, int] = {
     "warp_gather_channels_kernel": 80,
     "warp_gather_planes_kernel": 80,
     "warp_inverse_count_kernel": 32,
-    "warp_inverse_order_kernel": 32,
+    "warp_inverse_order_kernel": 40,
     "warp_inverse_place_kernel": 32,
     "warp_inverse_starts_kernel": 32,
     "warp_plain_atomic_kernel": 64,

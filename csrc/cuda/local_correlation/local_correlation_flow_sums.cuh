@@ -1,8 +1,9 @@
 // The sums of a run of four pixels over rows of features, as the gradients along a flow form them: 16 (float64: 8)
-// channels a lane, 64 registers. An octet takes two rows a step and weighs each for the four pixels; a row that does
-// not count for a pixel is not multiplied by 0, which would make a NaN of infinity, but left out. At the end the four
-// octets add up what each has, in one order, and the block turns 16 pixels x 128 channels in shared memory (9 KB), so
-// that planes are written in neighbouring pixels.
+// channels a lane, 64 registers. An octet takes two rows a step and weighs each for the four pixels, with 0 where a row
+// does not count for a pixel. Of a row that is not finite that makes a NaN, so sums that are not finite are formed
+// again, with branches that leave such rows out: nobody else pays for them, and finite sums prove that nothing was
+// missed. At the end the four octets add up what each has, in one order, and the block turns 16 pixels x 128 channels
+// in shared memory (9 KB), so that planes are written in neighbouring pixels.
 #pragma once
 
 #include <type_traits>
