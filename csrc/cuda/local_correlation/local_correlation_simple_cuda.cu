@@ -73,7 +73,7 @@ Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream)
 
 size_t simple_forward_bytes(const LocalCorrelationParams& p) {
   Arena arena;
-  dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
+  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
     Sides<typename decltype(tag)::type>(p, arena);
     return {};
   });
@@ -82,7 +82,7 @@ size_t simple_forward_bytes(const LocalCorrelationParams& p) {
 
 size_t simple_backward_bytes(const LocalCorrelationParams& p) {
   Arena arena;
-  dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
+  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
     Workspace<typename decltype(tag)::type>(p, arena);
     return {};
   });
