@@ -65,6 +65,19 @@ def test_layouts(backend, prepare, dtype):
     check(backend, dtype, (2, 19, 6, 40, 7, 36), 4, False, prepare)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_one_channel(backend, dtype):
+    """As channels last has it: the stride of the only channel is 1, and no stage may go along it."""
+    check(
+        backend,
+        dtype,
+        (1, 1, 6, 40, 6, 36),
+        4,
+        False,
+        lambda t: t.as_strided(t.shape, (t.stride(0), 1, *t.stride()[2:])),
+    )
+
+
 @pytest.mark.parametrize("radius", [3, 4, 6])
 @pytest.mark.parametrize("dtype", FLOATING, ids=lambda d: str(d).removeprefix("torch."))
 def test_only_the_window_counts(backend, dtype, radius):

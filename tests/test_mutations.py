@@ -121,6 +121,7 @@ CYCLE = "tests/test_cycle_error.py::test_values_and_gradients[hostsim-False-dtyp
 CYCLE_MATH = "csrc/common/cycle_error_math.h"
 CYCLE_KERNELS = "csrc/cuda/cycle_error/cycle_error_kernels.cuh"
 WINDOW_MATH = "csrc/common/window_math.h"
+LOCAL_STAGES = "csrc/cuda/local_correlation/local_correlation_forward_stages.cuh"
 LOCAL_FMA = "csrc/cuda/local_correlation/local_correlation_forward_fma_kernel.cuh"
 LOCAL_MMA = "csrc/cuda/local_correlation/local_correlation_forward_mma_kernel.cuh"
 LOCAL_BACKWARD_FMA = "csrc/cuda/local_correlation/local_correlation_backward_fma_kernel.cuh"
@@ -225,13 +226,13 @@ BUGS = [
     Bug("second channel scattered into the first", CYCLE_KERNELS,
         "atomicAdd(memory + (window.plane() + place[k])", "atomicAdd(memory + place[k]", op="cycle_error",
         test=CYCLE),
-    Bug("stage read before all copies have landed", LOCAL_FMA,
+    Bug("stage read before all copies have landed", LOCAL_STAGES,
         "    cp_async_wait<S::kStages - 2>();\n", "    cp_async_wait<S::kStages - 1>();\n",
         op="local_correlation", test=LOCAL_GRID.format("in-place-float32")),
     Bug("second row of a pair an offset off", LOCAL_FMA, "dy = line - r;", "dy = line;", op="local_correlation",
         test=LOCAL_GRID.format("in-place-float32")),
     Bug("barrier dropped before the window takes the stages' memory", LOCAL_MMA,
-        "  cp_async_wait<0>();\n  __syncthreads();", "  cp_async_wait<0>();", op="local_correlation",
+        "  stages.end();\n  __syncthreads();", "  stages.end();", op="local_correlation",
         test=LOCAL_GRID.format("in-place-float16")),
     Bug("products of the next column", LOCAL_MMA, "return 8 * h + 2 * q + e - g;", "return 8 * h + 2 * q + e - g - 1;",
         op="local_correlation", test=LOCAL_GRID.format("in-place-float16")),

@@ -20,6 +20,7 @@ struct BackwardFma {
   static constexpr int kRows = sizeof(T) == 8 ? 2 : 4, kHaloRows = kRows + kSpan - 1;
   static constexpr int kPixels = 8, kOwn = 4, kGroups = 4, kChannels = kOwn * kGroups;
   static constexpr int kThreads = kRows * (kColumns / kPixels) * kGroups, kWarps = kThreads / 32;
+  static constexpr int kResident = 3;  // blocks of a multiprocessor of 228 KB
   static constexpr int kPlane = kHaloRows * kHaloColumns + 4;
   static_assert(kPlane % 8 == 4, "the channels of a quad are in banks of their own");
   struct Shared {

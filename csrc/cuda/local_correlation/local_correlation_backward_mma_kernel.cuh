@@ -1,7 +1,7 @@
 // local_correlation without flow, backward of float16 and bfloat16 on tensor cores: the gradient to one side, of one
 // piece of the window (local_correlation_grid_gradient.cuh).
 //
-// A block has a tile of 32 columns x 8 rows of that side and a run of channels. A warp has 16 pixels (8 columns of two
+// A block has a tile of 32 columns x 4 rows of that side and a run of channels. A warp has 16 pixels (8 columns of two
 // rows); what they need of the gradient is a banded matrix of 16 pixels x (10 rows x 16 columns of the other side). It
 // is read once, into 40 registers of a thread, as the first operand of mma, and serves all channels: 16 at a time are
 // the columns of the product, 8 sums a thread, which are complete after 10 steps. Shared memory: the tile's 81 planes
@@ -18,8 +18,9 @@
 namespace cosegflow::local_correlation_cuda {
 
 template <class T>
-struct BackwardMma : MmaTile<8> {
-  static constexpr int kRows = 8, kStages = 2;
+struct BackwardMma : MmaTile<4> {
+  static constexpr int kStages = 2;
+  static constexpr int kResident = 2;  // blocks of a multiprocessor, by registers
   struct Shared {
     alignas(16) T grad[kWindow][kPlane];
     alignas(16) T halo[kStages][kChannels][kHaloPlane];
@@ -51,7 +52,7 @@ __device__ __forceinline__ void read_band(const T (*grad)[BackwardMma<T>::kPlane
 }
 
 template <class T, class Out>
-__global__ void __launch_bounds__(BackwardMma<T>::kThreads, 1)
+__global__ void __launch_bounds__(BackwardMma<T>::kThreads, BackwardMma<T>::kResident)
     local_correlation_backward_mma_kernel(GradientCall<T, Out> call) {
   using S = BackwardMma<T>;
   using Shared = typename S::Shared;
@@ -70,8 +71,9 @@ __global__ void __launch_bounds__(BackwardMma<T>::kThreads, 1)
   const PlaneCopy<T, S::kHaloRows, kHaloUnits> copy(call.other, tile.y + call.first_y, tile.x + call.first_x);
   const T* const from = call.other.plane(tile.b, 0);
   const auto load = [&](int64_t c0, int stage) {
-    static_assert(S::kWarps == S::kChannels, "a warp copies a channel");
-    copy.run(shared->halo[stage][warp], from + (c0 + warp) * call.other.channel, c0 + warp < end);
+    for (int c = warp; c < S::kChannels; c += S::kWarps) {
+      copy.run(shared->halo[stage][c], from + (c0 + c) * call.other.channel, c0 + c < end);
+    }
     cp_async_commit();
   };
   load(begin, 0);

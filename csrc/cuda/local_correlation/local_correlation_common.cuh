@@ -24,10 +24,10 @@ struct Sides {
   }
 };
 
-// Blocks of kNormPixels pixels of all images; 0 where there are too many.
+// Blocks of 32 pixels of all images; 0 where there are too many.
 template <class T>
 unsigned norm_blocks(const LocalCorrelationParams& p, const Side<T>& side) {
-  const int64_t blocks = p.batch * ceil_div(side.positions(), kNormPixels);
+  const int64_t blocks = p.batch * ceil_div(side.positions(), kTileSide);
   return blocks > INT32_MAX ? 0u : static_cast<unsigned>(blocks);
 }
 

@@ -12,7 +12,7 @@
 // has the prediction.
 #pragma once
 
-#include "local_correlation/local_correlation_grid.cuh"
+#include "local_correlation/local_correlation_forward_stages.cuh"
 
 namespace cosegflow::local_correlation_cuda {
 
@@ -41,43 +41,21 @@ __global__ void __launch_bounds__(ForwardFma<T, kPairs>::kThreads, 1)
   const TileOfBlock tile = tile_of_block<S::kRows>(output.height, output.width, output.pieces.count());
   const int first_y = output.pieces.first(tile.piece_y), first_x = output.pieces.first(tile.piece_x);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const PlaneCopy<T, S::kRows, kTileUnits> copy_a(a, tile.y, tile.x);
-  const PlaneCopy<T, S::kHaloRows, kHaloUnits> copy_b(other, tile.y + first_y, tile.x + first_x);
-  const T *from_a = a.plane(tile.b, 0), *from_b = other.plane(tile.b, 0);
-  const auto load = [&](int64_t c0, typename S::Stage& stage) {
-    for (int c = warp; c < S::kChannels; c += S::kWarps) {
-      const bool exists = c0 + c < channels;
-      copy_a.run(stage.a[c], from_a + (c0 + c) * a.channel, exists);
-      copy_b.run(stage.b[c], from_b + (c0 + c) * other.channel, exists);
-    }
-  };
+  ForwardStages<T, S> stages(a, other, channels, tile, first_y, first_x, shared->stage);
 
   const int item = warp * 4 + lane % 4, column = lane / 4 * kUnit;
   const bool works = item < kPairs * S::kLines;
   const int pair = works ? item / S::kLines : 0, line = works ? item % S::kLines : 0;
-  const T* const read_a = &shared->stage[0].a[0][2 * pair * kColumns + column];
-  const T* const read_b = &shared->stage[0].b[0][(2 * pair + line) * kHaloColumns + column];
   T sum[2][kUnit][kSpan] = {};
-#pragma unroll
-  for (int s = 0; s < S::kStages - 1; ++s) {
-    load(s * S::kChannels, shared->stage[s]);
-    cp_async_commit();
-  }
-  int at = 0, next = S::kStages - 1;
 #pragma unroll 1
   for (int64_t c0 = 0; c0 < channels; c0 += S::kChannels) {
-    cp_async_wait<S::kStages - 2>();
-    __syncthreads();  // the stage is there for all, and all have left the one that is loaded next
-    load(c0 + (S::kStages - 1) * S::kChannels, shared->stage[next]);
-    cp_async_commit();
-    constexpr int kStageValues = sizeof(typename S::Stage) / sizeof(T);
-    const T *stage_a = read_a + at * kStageValues, *stage_b = read_b + at * kStageValues;
+    const typename S::Stage& stage = stages.take(c0);
 #pragma unroll 2
     for (int c = 0; c < S::kChannels; ++c) {
       T source[2][kUnit], target[kUnit + kSpan - 1];
-      read_vectors(stage_a + c * (S::kRows * kColumns), source[0]);
-      read_vectors(stage_a + c * (S::kRows * kColumns) + kColumns, source[1]);
-      read_vectors(stage_b + c * (S::kHaloRows * kHaloColumns), target);
+      read_vectors(&stage.a[c][2 * pair * kColumns + column], source[0]);
+      read_vectors(&stage.a[c][(2 * pair + 1) * kColumns + column], source[1]);
+      read_vectors(&stage.b[c][(2 * pair + line) * kHaloColumns + column], target);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -87,10 +65,8 @@ __global__ void __launch_bounds__(ForwardFma<T, kPairs>::kThreads, 1)
         }
       }
     }
-    at = at + 1 == S::kStages ? 0 : at + 1;
-    next = next + 1 == S::kStages ? 0 : next + 1;
   }
-  cp_async_wait<0>();
+  stages.end();
   if (!works) return;
 
   const int x = tile.x + column;

@@ -11,14 +11,15 @@
 // most of it from L2. Time not measured yet: docs/kernels/local_correlation.md has the prediction.
 #pragma once
 
-#include "local_correlation/local_correlation_grid.cuh"
+#include "local_correlation/local_correlation_forward_stages.cuh"
 #include "primitives/mma.cuh"
 
 namespace cosegflow::local_correlation_cuda {
 
 // What forward and backward on tensor cores have in common: the products of a warp's 2 x 8 pixels with 10 x 16 others.
-template <int kRows>
+template <int kTileRows>
 struct MmaTile {
+  static constexpr int kRows = kTileRows;
   static constexpr int kHaloRows = kRows + kSpan - 1;
   static constexpr int kWarps = kRows / 2 * (kColumns / 8), kThreads = 32 * kWarps;
   static constexpr int kLines = kSpan + 1;                         // rows of the halo that a warp meets
@@ -68,18 +69,8 @@ __global__ void __launch_bounds__(MmaTile<kRows>::kThreads)
   CSF_DYNAMIC_SHARED(Shared, shared);
   const TileOfBlock tile = tile_of_block<kRows>(output.height, output.width, output.pieces.count());
   const int first_y = output.pieces.first(tile.piece_y), first_x = output.pieces.first(tile.piece_x);
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const PlaneCopy<T, kRows, kTileUnits> copy_a(a, tile.y, tile.x);
-  const PlaneCopy<T, S::kHaloRows, kHaloUnits> copy_b(other, tile.y + first_y, tile.x + first_x);
-  const T *from_a = a.plane(tile.b, 0), *from_b = other.plane(tile.b, 0);
-  const auto load = [&](int64_t c0, typename S::Stage& stage) {
-#pragma unroll 1
-    for (int c = warp; c < S::kChannels; c += S::kWarps) {
-      const bool exists = c0 + c < channels;
-      copy_a.run(stage.a[c], from_a + (c0 + c) * a.channel, exists);
-      copy_b.run(stage.b[c], from_b + (c0 + c) * other.channel, exists);
-    }
-  };
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  ForwardStages<T, S> stages(a, other, channels, tile, first_y, first_x, shared->stage);
 
   const MmaLane at;
   // ldmatrix: lanes 8i to 8i + 7 address the channels of tile i; a's are (row 0, row 1) x (channels 0-7, 8-15), b's
@@ -88,19 +79,9 @@ __global__ void __launch_bounds__(MmaTile<kRows>::kThreads)
   const int pixel_a = (2 * at.pair + lane / 8 % 2) * kColumns + at.column;
   const int pixel_b = 2 * at.pair * kHaloColumns + at.column + lane / 16 * 8;
   float sum[S::kLines][2][4] = {};
-#pragma unroll
-  for (int s = 0; s < S::kStages - 1; ++s) {
-    load(s * S::kChannels, shared->stage[s]);
-    cp_async_commit();
-  }
-  int now = 0, next = S::kStages - 1;
 #pragma unroll 1
   for (int64_t c0 = 0; c0 < channels; c0 += S::kChannels) {
-    cp_async_wait<S::kStages - 2>();
-    __syncthreads();  // the stage is there for all, and all have left the one that is loaded next
-    load(c0 + (S::kStages - 1) * S::kChannels, shared->stage[next]);
-    cp_async_commit();
-    const typename S::Stage& stage = shared->stage[now];
+    const typename S::Stage& stage = stages.take(c0);
     uint32_t of_a[4];
     ldmatrix_x4_trans(of_a, &stage.a[channel_a][pixel_a]);
 #pragma unroll
@@ -111,10 +92,8 @@ __global__ void __launch_bounds__(MmaTile<kRows>::kThreads)
       mma_m16n8k16<T>(sum[line][0], of_a, left);
       mma_m16n8k16<T>(sum[line][1], of_a, right);
     }
-    now = now + 1 == S::kStages ? 0 : now + 1;
-    next = next + 1 == S::kStages ? 0 : next + 1;
   }
-  cp_async_wait<0>();
+  stages.end();
   __syncthreads();  // the stages' memory is free
 
 #pragma unroll

@@ -69,20 +69,22 @@ template <bool kMirrored, class T, class Out>
 Status launch_piece(const LocalCorrelationParams& p, const Workspace<T>& w, GradientCall<T, Out> call,
                     const Pieces& pieces, int piece_y, int piece_x, Stream stream) {
   if (!kMirrored && serves_as_planes<T>(p)) {
-    call.grad = planes_of<T>(p.grad_out, p.height_a, p.width_a);
+    call.grad = planes_of<T>(p.grad_out, kWindow, p.height_a, p.width_a);
   } else {
     call.grad = packed_planes<T>(w.grad, kWindow, call.height, call.width);
     const Side<T>& other = kMirrored ? w.sides.a : w.sides.b;
-    const GradientSides sizes{call.height, call.width, whole_units(call.width), other.height, other.width};
-    const int64_t items = p.batch * kWindow * call.height * (sizes.row / kUnit);
-    Status s = launch_flat<kThreads>(&local_correlation_pack_gradient_kernel<T, kMirrored>, items, stream, p, pieces,
-                                     piece_y, piece_x, sizes, w.grad);
+    const GradientSides sizes{call.height, call.width, whole_units(call.width) / kUnit, other.height, other.width};
+    const int64_t runs = ceil_div(static_cast<int64_t>(sizes.height) * sizes.units, kThreads);
+    if (p.batch * kWindow > INT32_MAX / runs) return {"local_correlation: the tensors are too large for one launch"};
+    Status s = launch(&local_correlation_pack_gradient_kernel<T, kMirrored>,
+                      dim3(static_cast<unsigned>(p.batch * kWindow * runs)), dim3(kThreads), 0, stream, p, pieces,
+                      piece_y, piece_x, sizes, w.grad);
     if (!s.ok()) return s;
   }
-  const auto run = [&](auto kernel, int64_t rows, int64_t chunk, int threads, size_t shared) {
+  const auto run = [&](auto kernel, int64_t rows, int64_t chunk, int64_t resident, int threads, size_t shared) {
     const int64_t tiles = tiles_of(p.batch, call.height, call.width, rows), chunks = ceil_div(p.channels, chunk);
     // Where there are few tiles, several blocks share one's channels.
-    const int64_t wanted = ceil_div(3 * int64_t{multiprocessors()}, tiles);
+    const int64_t wanted = ceil_div(resident * multiprocessors(), tiles);
     const int64_t splits = std::max<int64_t>(1, std::min<int64_t>({wanted, chunks, 65535}));
     call.run = ceil_div(chunks, splits) * chunk;
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(ceil_div(p.channels, call.run)));
@@ -90,11 +92,11 @@ Status launch_piece(const LocalCorrelationParams& p, const Workspace<T>& w, Grad
   };
   if constexpr (sizeof(T) == 2) {
     using S = BackwardMma<T>;
-    return run(&local_correlation_backward_mma_kernel<T, Out>, S::kRows, S::kChannels, S::kThreads,
+    return run(&local_correlation_backward_mma_kernel<T, Out>, S::kRows, S::kChannels, S::kResident, S::kThreads,
                sizeof(typename S::Shared));
   } else {
     using S = BackwardFma<T>;
-    return run(&local_correlation_backward_fma_kernel<T>, S::kRows, S::kChannels, S::kThreads,
+    return run(&local_correlation_backward_fma_kernel<T>, S::kRows, S::kChannels, S::kResident, S::kThreads,
                sizeof(typename S::Shared));
   }
 }

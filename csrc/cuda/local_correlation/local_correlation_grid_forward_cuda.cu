@@ -60,6 +60,7 @@ Status forward(const LocalCorrelationParams& p, void* workspace, Stream stream) 
 }  // namespace
 
 const char* why_not_grid(const LocalCorrelationParams& p) {
+  if (device_generation() < 8) return "before compute capability 8.0 there is no cp.async and no mma.m16n8k16";
   const Pieces pieces{static_cast<int>(p.radius)};
   const int64_t of_window = static_cast<int64_t>(pieces.count()) * pieces.count();
   const int64_t tiles =

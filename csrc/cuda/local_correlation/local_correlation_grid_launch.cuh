@@ -23,10 +23,11 @@ bool aligned_to_units(const void* data) {
   return reinterpret_cast<uintptr_t>(data) % kBytes == 0;
 }
 
+// A stride that leads nowhere need not be aligned, so it is taken as 0.
 template <class T>
-Planes<T> planes_of(const View4& v, int64_t height, int64_t width) {
+Planes<T> planes_of(const View4& v, int64_t planes, int64_t height, int64_t width) {
   const int row = height == 1 ? 0 : static_cast<int>(v.stride[2]);
-  return {static_cast<const T*>(v.data), v.stride[0], v.stride[1], row, static_cast<int>(height),
+  return {static_cast<const T*>(v.data), v.stride[0], planes == 1 ? 0 : v.stride[1], row, static_cast<int>(height),
           static_cast<int>(width)};
 }
 template <class T>
@@ -45,7 +46,7 @@ struct SidePlanes {
   SidePlanes(const LocalCorrelationParams& p, const Side<T>& side, bool fold_norm, bool wanted, Arena& arena) {
     if (!wanted) return;
     if (!fold_norm && made_of_units(side.features, p.batch, p.channels, side.height, side.width)) {
-      planes = planes_of<T>(side.features, side.height, side.width);
+      planes = planes_of<T>(side.features, p.channels, side.height, side.width);
       return;
     }
     packed = arena.take<T>(p.batch * p.channels * side.height * whole_units(side.width));
@@ -58,13 +59,11 @@ template <class T>
 Status pack(const LocalCorrelationParams& p, const Side<T>& side, const SidePlanes<T>& to, Stream stream) {
   if (to.packed == nullptr) return {};
   const int row = whole_units(side.width);
-  const int64_t runs = ceil_div(static_cast<int64_t>(side.height) * row, kPackTile);
-  const int64_t blocks = p.batch * runs * ceil_div(p.channels, kPackTile);
+  const int64_t runs = ceil_div(static_cast<int64_t>(side.height) * row, kTileSide);
+  const int64_t blocks = p.batch * runs * ceil_div(p.channels, kTileSide);
   if (blocks > INT32_MAX) return {"local_correlation: the tensors are too large for one launch"};
-  const int64_t x = side.features.stride[3], c = side.features.stride[1];
-  const bool channels_first = (c < 0 ? -c : c) < (x < 0 ? -x : x);
   return launch(&local_correlation_pack_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, side,
-                row, to.packed, channels_first);
+                row, to.packed);
 }
 
 // Whether what is read as it is can be copied in units. If not, the simple kernels take the call.

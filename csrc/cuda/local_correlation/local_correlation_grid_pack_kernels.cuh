@@ -2,8 +2,7 @@
 // (local_correlation_grid.cuh).
 //
 // features: (B, C, H, W) of any strides to planes with rows of whole units, the rest of the last unit 0; `inverse_norm`
-//   (or null) is folded in, rounded once. A block moves 32 channels x 32 pixels through shared memory, so that reads
-//   follow the channels where those are neighbours in memory, and writes the pixels.
+//   (or null) is folded in, rounded once. A block moves 32 channels x 32 pixels (local_correlation_feature_tile.cuh).
 // gradient: a piece's 81 planes, turned to the side whose gradient is formed. The plane of offset o, pixel (y, x) of
 // that
 //   side, holds the gradient to the product of that pixel with pixel (y, x) + o of the other side, 0 where that one is
@@ -11,44 +10,41 @@
 // Both move each element in and out once, beside the kernels that follow, most of it within L2. Time not measured yet.
 #pragma once
 
+#include "local_correlation/local_correlation_feature_tile.cuh"
 #include "local_correlation/local_correlation_grid.cuh"
 
 namespace cosegflow::local_correlation_cuda {
 
-constexpr int kPackTile = 32;  // channels and pixels
-
+// A block for each (image, 32 channels, 32 pixels of rows of `row`).
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    local_correlation_pack_kernel(Side<T> side, int row, T* planes, bool channels_first) {
-  using Tile = T[kPackTile][kPackTile + 1];
-  CSF_SHARED(Tile, tile);
-  const int64_t n = static_cast<int64_t>(side.height) * row, runs = (n + kPackTile - 1) / kPackTile;
-  const int64_t groups = (side.channels + kPackTile - 1) / kPackTile;
-  const int64_t first = blockIdx.x % runs * kPackTile, group = blockIdx.x / runs % groups * kPackTile;
-  const int64_t b = blockIdx.x / runs / groups;
-  for (int i = static_cast<int>(threadIdx.x); i < kPackTile * kPackTile; i += kThreads) {
-    const int c = channels_first ? i % kPackTile : i / kPackTile,
-              pixel = channels_first ? i / kPackTile : i % kPackTile;
-    const int y = static_cast<int>((first + pixel) / row), x = static_cast<int>((first + pixel) % row);
-    T value = from_float<T>(accumulate_t<T>(0));
-    if (group + c < side.channels && y < side.height && x < side.width) {
-      value = side.pixel(b, y, x)[(group + c) * side.features.stride[1]];
-      if (side.inverse_norm != nullptr) value = from_float<T>(to_float(value) * side.scale(b, y, x));
-    }
-    tile[c][pixel] = value;
-  }
+__global__ void __launch_bounds__(kThreads) local_correlation_pack_kernel(Side<T> side, int row, T* planes) {
+  CSF_SHARED(FeatureTile<T>, tile);
+  const unsigned pixels = static_cast<unsigned>(side.height) * static_cast<unsigned>(row);
+  const unsigned groups = static_cast<unsigned>((side.channels + kTileSide - 1) / kTileSide);
+  const TilePixels at = tile_pixels(blockIdx.x / groups, pixels);
+  const int64_t group = static_cast<int64_t>(blockIdx.x % groups) * kTileSide;
+  read_features(side, at.b, at.first, static_cast<unsigned>(row), group, tile);
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kPackTile * kPackTile; i += kThreads) {
-    const int c = i / kPackTile, pixel = i % kPackTile;
-    if (group + c < side.channels && first + pixel < n) {
-      planes[(b * side.channels + group + c) * n + first + pixel] = tile[c][pixel];
-    }
+  const unsigned lane = threadIdx.x % 32, pixel = at.first + lane;
+  if (pixel >= pixels) return;
+  accumulate_t<T> scale(1);
+  if (side.inverse_norm != nullptr) {
+    const int y = static_cast<int>(pixel / static_cast<unsigned>(row)), x = static_cast<int>(pixel) - y * row;
+    scale = x < side.width ? side.scale(at.b, y, x) : accumulate_t<T>(0);
+  }
+  T* const to = planes + (at.b * side.channels + group) * pixels + pixel;
+#pragma unroll
+  for (int k = 0; k < kTileTimes; ++k) {
+    const int c = static_cast<int>(threadIdx.x) / 32 + k * kTileWarps;
+    T value = tile.value[c][lane];
+    if (side.inverse_norm != nullptr) value = from_float<T>(to_float(value) * scale);
+    if (group + c < side.channels) to[c * static_cast<int64_t>(pixels)] = value;
   }
 }
 
-// The sizes of the side whose gradient is formed (row: in whole units) and of the other one.
+// The sizes of the side whose gradient is formed (units: of a row) and of the other one.
 struct GradientSides {
-  int height, width, row;
+  int height, width, units;
   int other_height, other_width;
 };
 
@@ -56,11 +52,13 @@ template <class T, bool kMirrored>
 __global__ void __launch_bounds__(kThreads)
     local_correlation_pack_gradient_kernel(LocalCorrelationParams p, Pieces pieces, int piece_y, int piece_x,
                                            GradientSides sides, T* planes) {
-  const int64_t at = flat_thread(), units = sides.row / kUnit;
-  if (at >= p.batch * kSpan * kSpan * sides.height * units) return;
-  const int x0 = static_cast<int>(at % units) * kUnit, y = static_cast<int>(at / units % sides.height);
-  const int offset = static_cast<int>(at / units / sides.height % (kSpan * kSpan));
-  const int64_t b = at / units / sides.height / (kSpan * kSpan);
+  const unsigned plane = static_cast<unsigned>(sides.height) * static_cast<unsigned>(sides.units);
+  const unsigned runs = (plane + kThreads - 1) / kThreads, block = blockIdx.x / runs;  // of (image, offset)
+  const unsigned at = blockIdx.x % runs * kThreads + threadIdx.x;
+  if (at >= plane) return;
+  const int y = static_cast<int>(at / static_cast<unsigned>(sides.units));
+  const int x0 = (static_cast<int>(at) - y * sides.units) * kUnit, offset = static_cast<int>(block % (kSpan * kSpan));
+  const int64_t b = block / (kSpan * kSpan);
   const int dy = offset / kSpan, dx = offset % kSpan;
   const int oy = pieces.first(piece_y) + dy, ox = pieces.first(piece_x) + dx, other_y = y + oy;
   Unit<T> unit;
@@ -81,7 +79,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  *reinterpret_cast<Unit<T>*>(planes + at * kUnit) = unit;
+  *reinterpret_cast<Unit<T>*>(planes + (static_cast<int64_t>(block) * plane + at) * kUnit) = unit;
 }
 
 }  // namespace cosegflow::local_correlation_cuda

@@ -1,63 +1,59 @@
 // local_correlation: the norms of features, and the gradient through them, for all of its families of kernels.
 //
-// A block has 32 neighbouring pixels and all channels: 8 warps, each of which walks over every eighth channel, so reads
-// of a plane are of neighbours and many are in flight. Their 8 sums for a pixel meet in shared memory, in one order.
-// norm: 1 / max(norm, 1e-12) of each pixel. Reads the features once.
-// finish: takes the gradient to normalized features through the normalization and converts it; g, the gradient, f the
+// A block has 32 neighbouring pixels and all channels, 32 at a time (local_correlation_feature_tile.cuh); a warp has
+// every eighth channel. The 8 sums for a pixel meet in shared memory, in one order. norm: 1 / max(norm, 1e-12) of each
+// pixel. Reads the features once. finish: takes the gradient to normalized features through the normalization and
+// converts it; g, the gradient, f the
 //   normalized feature: (g - <g, f> f) / norm, and g / norm where the norm was clamped. Reads gradient and features
 //   twice, the second time from the caches (32 C (4 + sizeof(T)) bytes a block); without norms it converts only.
 // Time not measured yet.
 #pragma once
 
-#include "local_correlation/local_correlation_simple_kernels.cuh"
+#include "local_correlation/local_correlation_feature_tile.cuh"
 
 namespace cosegflow::local_correlation_cuda {
-
-constexpr int kNormPixels = 32, kNormWarps = kThreads / kNormPixels;
-
-// The pixel of a thread, and where its walk over the channels begins.
-struct NormPixel {
-  int64_t b;
-  int pixel, first;
-  bool exists;
-};
-template <class T>
-__device__ __forceinline__ NormPixel norm_pixel(const Side<T>& side) {
-  const int64_t blocks = (side.positions() + kNormPixels - 1) / kNormPixels;
-  const int64_t pixel = blockIdx.x % blocks * kNormPixels + threadIdx.x % kNormPixels;
-  return {blockIdx.x / blocks, static_cast<int>(pixel), static_cast<int>(threadIdx.x) / kNormPixels,
-          pixel < side.positions()};
-}
 
 // The sum over a pixel's threads, to each of them.
 template <class A>
 __device__ __forceinline__ A sum_of_pixel(A value) {
-  using Sums = A[kNormWarps][kNormPixels];
+  using Sums = A[kTileWarps][kTileSide];
   CSF_SHARED(Sums, sums);
-  sums[threadIdx.x / kNormPixels][threadIdx.x % kNormPixels] = value;
+  sums[threadIdx.x / 32][threadIdx.x % 32] = value;
   __syncthreads();
-  A sum = sums[0][threadIdx.x % kNormPixels];
+  A sum = sums[0][threadIdx.x % 32];
 #pragma unroll
-  for (int i = 1; i < kNormWarps; ++i) sum += sums[i][threadIdx.x % kNormPixels];
+  for (int i = 1; i < kTileWarps; ++i) sum += sums[i][threadIdx.x % 32];
   return sum;
+}
+
+// Calls body(k, c, feature) for the thread's channels c of its pixel, and with zeros for those beyond the last one.
+template <class T, class Body>
+__device__ __forceinline__ void for_each_channel(const Side<T>& side, const TilePixels& at, FeatureTile<T>& tile,
+                                                 Body body) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  for (int64_t group = 0; group < side.channels; group += kTileSide) {
+    __syncthreads();  // all have used the last group
+    read_features(side, at.b, at.first, static_cast<unsigned>(side.width), group, tile);
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < kTileTimes; ++k) {
+      const int c = warp + k * kTileWarps;
+      body(group + c, static_cast<accumulate_t<T>>(to_float(tile.value[c][lane])));
+    }
+  }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) local_correlation_norm_kernel(Side<T> side, accumulate_t<T>* inverse_norm) {
   using Acc = accumulate_t<T>;
-  const NormPixel at = norm_pixel(side);
+  CSF_SHARED(FeatureTile<T>, tile);
+  const unsigned pixels = static_cast<unsigned>(side.positions()), lane = threadIdx.x % 32;
+  const TilePixels at = tile_pixels(blockIdx.x, pixels);
   Acc square = Acc(0);
-  if (at.exists) {
-    const T* const pixel = side.pixel(at.b, at.pixel / side.width, at.pixel % side.width);
-#pragma unroll 8
-    for (int64_t c = at.first; c < side.channels; c += kNormWarps) {
-      const Acc v = to_float(pixel[c * side.features.stride[1]]);
-      square += v * v;
-    }
-  }
+  for_each_channel(side, at, tile, [&](int64_t, Acc v) { square += v * v; });
   const Acc norm = sqrt_of(sum_of_pixel(square));
-  if (!at.exists || at.first != 0) return;
-  inverse_norm[at.b * side.positions() + at.pixel] = Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);  // keeps a NaN
+  if (threadIdx.x >= 32 || at.first + lane >= pixels) return;
+  inverse_norm[at.b * pixels + at.first + lane] = Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);  // keeps a NaN
 }
 
 // gradient, result (B, C, H, W).
@@ -65,29 +61,30 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     local_correlation_finish_kernel(Side<T> side, const accumulate_t<T>* gradient, T* result) {
   using Acc = accumulate_t<T>;
-  const NormPixel at = norm_pixel(side);
-  const int64_t n = side.positions(), first = at.b * side.channels * n + at.pixel, stride = side.features.stride[1];
-  const int y = at.exists ? at.pixel / side.width : 0, x = at.exists ? at.pixel % side.width : 0;
-  const T* const feature = side.pixel(at.b, y, x);
-  const Acc scale = side.scale(at.b, y, x);
-  Acc inner = Acc(0);
-  if (side.inverse_norm != nullptr) {
-    const bool clamped = !(scale < Acc(1) / Acc(1e-12));  // or NaN, and so is the gradient
-    if (at.exists && !clamped) {
+  CSF_SHARED(FeatureTile<T>, tile);
+  const unsigned pixels = static_cast<unsigned>(side.positions()), lane = threadIdx.x % 32;
+  const TilePixels at = tile_pixels(blockIdx.x, pixels);
+  const bool exists = at.first + lane < pixels;
+  const int64_t n = pixels, first = at.b * side.channels * n + at.first + lane;
+  if (side.inverse_norm == nullptr) {
+    if (!exists) return;
 #pragma unroll 4
-      for (int64_t c = at.first; c < side.channels; c += kNormWarps) {
-        inner += gradient[first + c * n] * (to_float(feature[c * stride]) * scale);
-      }
+    for (int64_t c = threadIdx.x / 32; c < side.channels; c += kTileWarps) {
+      result[first + c * n] = from_float<T>(gradient[first + c * n]);
     }
-    inner = sum_of_pixel(inner);
+    return;
   }
-  if (!at.exists) return;
-#pragma unroll 4
-  for (int64_t c = at.first; c < side.channels; c += kNormWarps) {
-    Acc g = gradient[first + c * n];
-    if (side.inverse_norm != nullptr) g = (g - inner * (to_float(feature[c * stride]) * scale)) * scale;
-    result[first + c * n] = from_float<T>(g);
-  }
+  const Acc scale = exists ? side.inverse_norm[at.b * n + at.first + lane] : Acc(0);
+  const bool clamped = !(scale < Acc(1) / Acc(1e-12));  // or NaN, and so is the gradient
+  Acc inner = Acc(0);
+  for_each_channel(side, at, tile, [&](int64_t c, Acc v) {
+    if (exists && !clamped && c < side.channels) inner += gradient[first + c * n] * (v * scale);
+  });
+  inner = sum_of_pixel(inner);
+  for_each_channel(side, at, tile, [&](int64_t c, Acc v) {
+    if (!exists || c >= side.channels) return;
+    result[first + c * n] = from_float<T>((gradient[first + c * n] - inner * (v * scale)) * scale);
+  });
 }
 
 }  // namespace cosegflow::local_correlation_cuda
