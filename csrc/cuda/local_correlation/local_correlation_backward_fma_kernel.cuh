@@ -4,11 +4,12 @@
 // A block has a tile of 32 columns x kRows rows of that side and a run of channels, 16 at a time. A thread has 8
 // neighbouring columns and 4 channels: 32 sums in registers. For each row of the halo that meets its own it keeps 16
 // values of each of its channels, and for each of the 9 offsets along x reads 8 gradients: 288 FMAs for 16 + 18 reads
-// of 16 bytes. Shared memory: the tile's 81 planes of gradients, copied once, and the halo of 16 channels, copied for
-// each 16; float32 72 KB, so three blocks share a multiprocessor and one computes while others wait for copies. Lanes
-// of a quad have the same gradients and four channels, whose planes are 4 values apart modulo 32: no bank conflicts.
-// Must move B C (Ha Wa + Hb Wb) + B 81 H W elements a side; the halo is read 3.75 times, mostly from L2. 2 B (2r+1)^2 C
-// H W FLOPs. Time not measured yet: docs/kernels/local_correlation.md has the prediction.
+// of 16 bytes.
+// Shared memory: the tile's 81 planes of gradients, copied once, and the halo of 16 channels, copied for each 16;
+// float32 72 KB, so three blocks share a multiprocessor and one computes while others wait for copies. Lanes of a quad
+// have the same gradients and four channels, whose planes are 4 values apart modulo 32: no bank conflicts in float32.
+// Must move B C (Ha Wa + Hb Wb) + B 81 H W elements a side; the halo is read 3.75 times, mostly from L2. 2 B (2r+1)^2
+// C H W FLOPs. Time not measured yet: docs/kernels/local_correlation.md has the prediction.
 #pragma once
 
 #include "local_correlation/local_correlation_grid_gradient.cuh"

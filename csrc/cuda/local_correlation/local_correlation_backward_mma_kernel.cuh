@@ -4,12 +4,13 @@
 // A block has a tile of 32 columns x 4 rows of that side and a run of channels. A warp has 16 pixels (8 columns of two
 // rows); what they need of the gradient is a banded matrix of 16 pixels x (10 rows x 16 columns of the other side). It
 // is read once, into 40 registers of a thread, as the first operand of mma, and serves all channels: 16 at a time are
-// the columns of the product, 8 sums a thread, which are complete after 10 steps. Shared memory: the tile's 81 planes
-// of gradients, and two stages of the halo of 16 channels as they lie in memory, which is how ldmatrix wants the second
-// operand; planes are an odd multiple of 16 bytes apart. Copies (cp.async) run a stage ahead. The gradients are the
-// caller's numbers and the sums float32: nothing is rounded but the result. Per 16 channels a warp has 20 mma.m16n8k16
-// and 10 ldmatrix.x4. Must move (B C (Ha Wa + Hb Wb) + B 81 H W) 2 bytes a side; the halo is read 2.5 times, mostly
-// from L2. Time not measured yet: docs/kernels/local_correlation.md has the prediction.
+// the columns of the product, 8 sums a thread, which are complete after 10 steps.
+// Shared memory: the tile's 81 planes of gradients, and two stages of the halo of 16 channels as they lie in memory,
+// which is how ldmatrix wants the second operand; planes are an odd multiple of 16 bytes apart. Copies (cp.async) run
+// a stage ahead. The gradients are the caller's numbers and the sums float32: nothing is rounded but the result.
+// Per 16 channels a warp has 20 mma.m16n8k16 and 10 ldmatrix.x4.
+// Must move (B C (Ha Wa + Hb Wb) + B 81 H W) 2 bytes a side; the halo is read 3.75 times, mostly from L2. Time not
+// measured yet: docs/kernels/local_correlation.md has the prediction.
 #pragma once
 
 #include "local_correlation/local_correlation_forward_mma_kernel.cuh"

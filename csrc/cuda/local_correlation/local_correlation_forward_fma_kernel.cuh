@@ -1,15 +1,15 @@
 // local_correlation without flow, forward of float32 and float64 by multiply-adds.
 //
 // A block has a tile of 32 columns x 2 kPairs rows of a and a piece of 9 x 9 offsets. A thread has 4 neighbouring
-// columns of a pair of rows and meets them with one row of b: that row is the pair's two rows shifted by dy and dy - 1,
-// so its 12 values serve both; 72 sums in registers. A pair meets 10 rows of b, of which the first and the last serve
-// one row only: 9 of 10 sums are wanted. Shared memory: 3 stages of kChannels channels of the tile and of its halo;
-// copies (cp.async) run two stages ahead. For a channel a thread reads 8 + 12 values as 5 vectors of 16 bytes for 72
-// FMAs: 20 passes of shared memory a warp where 18 clocks of FMAs are (4 warps a clock); neighbouring lanes have one
-// pair and four rows of b, so the reads of a are of few addresses, and banks do not conflict (rows of b are 40 values
-// apart, 8 modulo 32). Must move (B C (Ha Wa + Hb Wb) + B (2r+1)^2 Ha Wa) elements; with its halo b is read 2.5 times
-// (kPairs 4), most of it from L2. 2 B (2r+1)^2 C Ha Wa FLOPs. Time not measured yet: docs/kernels/local_correlation.md
-// has the prediction.
+// columns of a pair of rows and meets them with one row of b: that row is the pair's two rows shifted by dy and dy -
+// 1, so its 12 values serve both; 72 sums in registers. A pair meets 10 rows of b, of which the first and the last
+// serve one row only: 9 of 10 sums are wanted.
+// Shared memory: 3 stages of kChannels channels of the tile and of its halo; copies (cp.async) run two stages ahead.
+// For a channel a thread reads 8 + 12 values as 5 vectors of 16 bytes for 72 FMAs: 20 passes of shared memory a warp
+// where 18 clocks of FMAs are (4 warps a clock); neighbouring lanes have one pair and four rows of b, so the reads of
+// a are of few addresses, and banks do not conflict (rows of b are 40 values apart, 8 modulo 32).
+// Must move (B C (Ha Wa + Hb Wb) + B (2r+1)^2 Ha Wa) elements; with its halo b is read 2.5 times (kPairs 4), most of
+// it from L2. 2 B (2r+1)^2 C Ha Wa FLOPs. Time not measured yet: docs/kernels/local_correlation.md has the prediction.
 #pragma once
 
 #include "local_correlation/local_correlation_forward_stages.cuh"

@@ -2,13 +2,15 @@
 //
 // A block has a tile of 32 columns x kRows rows of a and a piece of 9 x 9 offsets. A warp has 8 columns of a pair of
 // rows, the 16 rows of its products; their targets are 10 rows x 16 columns of b, 20 tiles of 8. All 160 products of a
-// pixel with them are formed, of which 81 are wanted: 80 sums a thread, in registers, float32. Shared memory: 3 stages
-// of 16 channels of the tile and of its halo, as they lie in memory (a plane of pixels for each channel), so ldmatrix
-// transposes both operands; planes are an odd multiple of 16 bytes apart, so banks do not conflict. Copies (cp.async, 8
-// bytes) run two stages ahead. At the end the stages' memory takes the tile's 81 planes of halves, and these leave 8
-// bytes a lane. Per 16 channels a warp has 20 mma.m16n8k16 (about 31 clocks of a multiprocessor) and 11 ldmatrix.x4 (44
-// passes of shared memory). Must move (B C (Ha Wa + Hb Wb) + B (2r+1)^2 Ha Wa) 2 bytes; b is read 2.5 times (kRows 8),
-// most of it from L2. Time not measured yet: docs/kernels/local_correlation.md has the prediction.
+// pixel with them are formed, of which 81 are wanted: 80 sums a thread, in registers, float32.
+// Shared memory: 3 stages of 16 channels of the tile and of its halo, as they lie in memory (a plane of pixels for
+// each channel), so ldmatrix transposes both operands; planes are an odd multiple of 16 bytes apart, so banks do not
+// conflict. Copies (cp.async, 8 bytes) run two stages ahead. At the end the stages' memory takes the tile's 81 planes
+// of halves, and these leave 8 bytes a lane.
+// Per 16 channels a warp has 20 mma.m16n8k16 (about 31 clocks of a multiprocessor) and 11 ldmatrix.x4 (44 passes of
+// shared memory).
+// Must move (B C (Ha Wa + Hb Wb) + B (2r+1)^2 Ha Wa) 2 bytes; b is read 2.5 times (kRows 8), most of it from L2. Time
+// not measured yet: docs/kernels/local_correlation.md has the prediction.
 #pragma once
 
 #include "local_correlation/local_correlation_forward_stages.cuh"

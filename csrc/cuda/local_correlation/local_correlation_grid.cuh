@@ -3,8 +3,8 @@
 // A tile of kColumns x kRows pixels of one side meets its halo in the other side. The window is cut into pieces of up
 // to 9 x 9 offsets (kSpan), one for radius 4 and less: a tile's halo in a piece is then 8 columns wider and 8 rows
 // higher. A piece begins at an offset that is a multiple of 4, so with rows aligned to 4 pixels ("units") halos are,
-// and copies to shared memory are of 4 pixels: 16 bytes of float32, 8 of halves. Pixels outside of the image are copied
-// as zeros.
+// and copies to shared memory are of 4 pixels: 16 bytes of float32, 8 of halves. Pixels outside of the image are
+// copied as zeros.
 #pragma once
 
 #include "local_correlation/local_correlation_simple_kernels.cuh"

@@ -1,11 +1,11 @@
 // local_correlation: the norms of features, and the gradient through them, for all of its families of kernels.
 //
 // A block has 32 neighbouring pixels and all channels, 32 at a time (local_correlation_feature_tile.cuh); a warp has
-// every eighth channel. The 8 sums for a pixel meet in shared memory, in one order. norm: 1 / max(norm, 1e-12) of each
-// pixel. Reads the features once. finish: takes the gradient to normalized features through the normalization and
-// converts it; g, the gradient, f the
-//   normalized feature: (g - <g, f> f) / norm, and g / norm where the norm was clamped. Reads gradient and features
-//   twice, the second time from the caches (32 C (4 + sizeof(T)) bytes a block); without norms it converts only.
+// every eighth channel. The 8 sums for a pixel meet in shared memory, in one order.
+//   norm: 1 / max(norm, 1e-12) of each pixel. Reads the features once.
+//   finish: takes the gradient to normalized features through the normalization and converts it. With the gradient g
+//   and the normalized feature f: (g - <g, f> f) / norm, and g / norm where the norm was clamped. Reads both twice, the
+//   second time from the caches (32 C (4 + sizeof(T)) bytes a block); without norms it converts only.
 // Time not measured yet.
 #pragma once
 
