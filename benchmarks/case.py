@@ -25,9 +25,9 @@ class Case:
     layout: str = "contiguous"
     beta: float = 50.0
     flow: str = "smooth"
-    """warp: a smooth flow (a random affine map and low frequencies) or one independent at each pixel."""
+    """warp, lookup: a smooth flow (a random affine map and low frequencies) or one independent at each pixel."""
     radius: int = 4
-    """local_correlation."""
+    """local_correlation, lookup."""
 
     def __str__(self) -> str:
         grids = f"{self.a[0]}x{self.a[1]}" + ("" if self.a == self.b else f",b={self.b[0]}x{self.b[1]}")

@@ -80,8 +80,8 @@ def test_the_kernels_say_what_they_are():
         "soft_argmax: streaming kernels",
         f"correlation: {asked}",
         f"soft_argmax: {asked}",
-        "local_correlation: tiled kernel",
-        "local_correlation: simple kernels: with flow, windows of neighbouring pixels are not neighbours",
+        "local_correlation: tiles with their halo",
+        "local_correlation: windows along a flow",
     ]
     assert said[:6] == [f"cosegflow: {line}" for line in expected]
     assert len(said) == 7 and said[6].startswith("cosegflow: match: portable kernels (mma.sync): ")

@@ -19,6 +19,8 @@ BOTH_HALF = "tests/test_match_both.py::test_many_tiles[hostsim-both-float16-port
 BOTH_CHUNKS = "tests/test_match_both.py::test_backward_in_chunks_and_forward[1-float32]"
 LOCAL = "tests/test_local_correlation.py::test_values_and_gradients[hostsim-fast-plain-{}-float32-shape1]"
 ALONG = "tests/test_local_correlation.py::test_kernels_along_a_flow[hostsim-{}-{}-plain]"
+LOCAL_GRID = "tests/test_local_correlation_grid.py::test_tiles[hostsim-{}-plain]"
+LOCAL_ONLY_WINDOW = "tests/test_local_correlation_grid.py::test_only_the_window_counts[hostsim-float16-4]"
 WARP = "tests/test_warp.py::test_values_and_gradients[hostsim-dtype1-zeros-bilinear-shape0]"
 WARP_CROWDED = "tests/test_warp.py::test_crowded_pixels[hostsim-planes-upsampled]"
 TRANSFER = "tests/test_transfer.py::test_many_tiles[hostsim-rows-float32-fast]"
@@ -120,8 +122,14 @@ CYCLE = "tests/test_cycle_error.py::test_values_and_gradients[hostsim-False-dtyp
 CYCLE_MATH = "csrc/common/cycle_error_math.h"
 CYCLE_KERNELS = "csrc/cuda/cycle_error/cycle_error_kernels.cuh"
 WINDOW_MATH = "csrc/common/window_math.h"
-LOCAL_TILE = "csrc/cuda/local_correlation/local_correlation_tile_kernel.cuh"
 LOCAL_FLOW = "csrc/cuda/local_correlation/local_correlation_flow_{}.cuh"
+LOCAL_STAGES = "csrc/cuda/local_correlation/local_correlation_forward_stages.cuh"
+LOCAL_FMA = "csrc/cuda/local_correlation/local_correlation_forward_fma_kernel.cuh"
+LOCAL_MMA = "csrc/cuda/local_correlation/local_correlation_forward_mma_kernel.cuh"
+LOCAL_BACKWARD_FMA = "csrc/cuda/local_correlation/local_correlation_backward_fma_kernel.cuh"
+LOCAL_BACKWARD_MMA = "csrc/cuda/local_correlation/local_correlation_backward_mma_kernel.cuh"
+LOCAL_BACKWARD = "csrc/cuda/local_correlation/local_correlation_grid_backward_cuda.cu"
+LOCAL_PACK = "csrc/cuda/local_correlation/local_correlation_grid_pack_kernels.cuh"
 LOCAL_SIMPLE = "csrc/cuda/local_correlation/local_correlation_simple_kernels.cuh"
 
 
@@ -220,12 +228,29 @@ BUGS = [
     Bug("second channel scattered into the first", CYCLE_KERNELS,
         "atomicAdd(memory + (window.plane() + place[k])", "atomicAdd(memory + place[k]", op="cycle_error",
         test=CYCLE),
-    Bug("barrier dropped before the halo is overwritten", LOCAL_TILE,
-        "    }\n    __syncthreads();\n  }\n", "    }\n  }\n", op="local_correlation", test=LOCAL.format("grid")),
-    Bug("halo one pixel off", LOCAL_TILE, "x0 + shift_x - radius,", "x0 + shift_x - radius + 1,",
-        op="local_correlation", test=LOCAL.format("grid")),
+    Bug("stage read before all copies have landed", LOCAL_STAGES,
+        "    cp_async_wait<S::kStages - 2>();\n", "    cp_async_wait<S::kStages - 1>();\n",
+        op="local_correlation", test=LOCAL_GRID.format("in-place-float32")),
+    Bug("second row of a pair an offset off", LOCAL_FMA, "dy = line - r;", "dy = line;", op="local_correlation",
+        test=LOCAL_GRID.format("in-place-float32")),
+    Bug("barrier dropped before the window takes the stages' memory", LOCAL_MMA,
+        "  stages.end();\n  __syncthreads();", "  stages.end();", op="local_correlation",
+        test=LOCAL_GRID.format("in-place-float16")),
+    Bug("products of the next column", LOCAL_MMA, "return 8 * h + 2 * q + e - g;", "return 8 * h + 2 * q + e - g - 1;",
+        op="local_correlation", test=LOCAL_GRID.format("in-place-float16")),
+    Bug("zero times infinity kept", LOCAL_BACKWARD_MMA, "if (finite == 0.0f) {", "if (true) {",
+        op="local_correlation", test=LOCAL_ONLY_WINDOW),
+    Bug("halo overwritten while it is read", LOCAL_BACKWARD_FMA,
+        "    __syncthreads();  // all have read the halo\n", "", op="local_correlation",
+        test=LOCAL_GRID.format("in-place-float32")),
+    Bug("later pieces of the window replace earlier ones", LOCAL_BACKWARD, "      call.add = true;\n", "",
+        op="local_correlation", test=LOCAL_GRID.format("pieces-float32")),
+    Bug("offsets of the packed gradient not mirrored", LOCAL_PACK,
+        "kMirrored ? (pieces.radius - oy) * side + pieces.radius - ox",
+        "kMirrored ? (pieces.radius + oy) * side + pieces.radius + ox",
+        op="local_correlation", test=LOCAL_GRID.format("in-place-float32")),
     Bug("offsets not mirrored for the other side", LOCAL_SIMPLE, "t.x + radius - j", "t.x - radius + j",
-        op="local_correlation", test=LOCAL.format("grid")),
+        op="local_correlation", test=LOCAL.format("grid").replace("fast", "simple")),
     Bug("slope of the flow with the wrong sign", WINDOW_MATH, "return {A(-1), A(1)};", "return {A(1), A(-1)};",
         op="local_correlation", test=LOCAL.format("flow")),
     *(Bug(name, LOCAL_FLOW.format(file), old, new, op="local_correlation", test=ALONG.format(flow, case))

@@ -97,6 +97,20 @@ def test_outside_is_zero_in_every_sense(backend):
         assert torch.equal(x.grad, torch.zeros_like(x)) and torch.equal(flow.grad, torch.zeros_like(flow))
 
 
+@pytest.mark.parametrize("channels", [3, 8, 16])
+def test_a_flow_that_moves_nothing_has_no_gradient(backend, channels):
+    """0, not 0 times what x or the incoming gradient holds: rounded to the nearest pixel, or held at the border."""
+    x = torch.full((1, channels, 6, 7), float("inf"))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        image = x.contiguous(memory_format=layout)
+        flow = torch.randn(1, 2, 6, 7, requires_grad=True)
+        backend.warp(image, flow, "nearest", "zeros")[0].backward(torch.full_like(x, float("nan")))
+        assert torch.equal(flow.grad, torch.zeros_like(flow))
+        flow = torch.tensor([20.0, 0.25]).reshape(1, 2, 1, 1).expand(1, 2, 6, 7).clone().requires_grad_()
+        backend.warp(image, flow, "bilinear", "border")[0].backward(torch.ones_like(x))
+        assert torch.equal(flow.grad[:, 0], torch.zeros(1, 6, 7))
+
+
 def test_identity_and_shift(backend):
     x = torch.randn(1, 3, 5, 6)
     assert torch.equal(backend.warp(x, torch.zeros(1, 2, 5, 6))[0], x)

@@ -129,6 +129,22 @@ def unfold(case: Case, inputs: Inputs) -> Tensor:
     return (fa.flatten(2).unsqueeze(2) * windows).sum(1).unflatten(2, case.a)
 
 
+def lookup(case: Case, inputs: Inputs) -> Tensor:
+    """RAFT's: all pairs by one product, then grid_sample of each source's plane of targets at the points of its window.
+
+    The planes of halves are sampled in float32, as there: coordinates of halves are off by half a pixel.
+    """
+    fa, fb, side = inputs["fa"], inputs["fb"], 2 * case.radius + 1
+    volume = torch.bmm(fa.flatten(2).transpose(1, 2), fb.flatten(2)).reshape(-1, 1, *case.b)
+    volume = volume.float() if volume.dtype.itemsize == 2 else volume
+    centres = positions(*case.a, volume) + inputs["flow"].flatten(2).transpose(1, 2).to(volume.dtype)
+    points = centres.reshape(-1, 1, 1, 2) + positions(side, side, volume).reshape(1, side, side, 2) - case.radius
+    scale = positions(*case.b, volume)[-1].clamp(min=1) / 2
+    windows = F.grid_sample(volume, points / scale - 1, align_corners=True)
+    out = windows.reshape(case.batch, -1, side * side).transpose(1, 2).unflatten(2, case.a)
+    return out.to(fa.dtype)
+
+
 def cycle_error(case: Case, inputs: Inputs) -> Tensor:
     """The error (B, Ha, Wa); 0 where the path leaves the image."""
     flow_ab, flow_ba = inputs["flow_ab"], inputs["flow_ba"]
@@ -146,6 +162,7 @@ CALLS: dict[str, Call] = {
     "match_both": match_both,
     "transfer": transfer,
     "local_correlation": local,
+    "lookup": lookup,
     "cycle_error": cycle_error,
 }
 

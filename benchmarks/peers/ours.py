@@ -29,6 +29,7 @@ CALLS: dict[str, Callable[[Case, Inputs], Tensor]] = {
         i["fa"], i["fb"], i["values"], i.get("mask_a"), i.get("mask_b"), beta=c.beta
     ),
     "local_correlation": lambda c, i: cosegflow.local_correlation(i["fa"], i["fb"], c.radius),
+    "lookup": lambda c, i: cosegflow.local_correlation(i["fa"], i["fb"], c.radius, i["flow"]),
     "cycle_error": lambda c, i: cosegflow.cycle_error(i["flow_ab"], i["flow_ba"])[0],
 }
 
@@ -43,8 +44,9 @@ def version() -> str:
 
 def _builder(work: str) -> Callable[[Case, torch.device], Function]:
     def build(case: Case, device: torch.device) -> Function:
-        if not hasattr(cosegflow, work):
-            raise Unavailable(f"cosegflow {cosegflow.__version__} has no {work}")
+        function = "local_correlation" if work == "lookup" else work
+        if not hasattr(cosegflow, function):
+            raise Unavailable(f"cosegflow {cosegflow.__version__} has no {function}")
         return lambda inputs: CALLS[work](case, inputs)
 
     return build

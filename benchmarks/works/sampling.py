@@ -1,4 +1,4 @@
-"""The memory-bound works: warp, local_correlation and cycle_error."""
+"""The memory-bound works: warp, local_correlation, its lookup along a flow, and cycle_error."""
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,49 @@ LOCAL_CORRELATION = Work(
             Case(batch=8, channels=128, a=(64, 128), b=(64, 128), dtype=dtype) for dtype in ("float32", "float16")
         ),
         "sweep": squares(*((128, n) for n in (16, 32, 64, 128))),
+    },
+)
+
+
+def lookup_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
+    """A pair without masks, and the flow along which b is looked up."""
+    return local_inputs(case, device, seed) | {"flow": features.flow(case, case.a, device, seed + 1000)}
+
+
+def exact_lookup(case: Case, inputs: Inputs, want_gradients: bool) -> Exact:
+    """The windows around p + flow(p), bilinear."""
+    leaves = in_float64(inputs)
+    with torch.set_grad_enabled(want_gradients):
+        output = reference.local_correlation(leaves["fa"], leaves["fb"], case.radius, leaves["flow"])
+    return whole(output, leaves, want_gradients, dtype_of(case))
+
+
+def cost_lookup(case: Case, direction: str) -> Cost:
+    """(2r+2)^2 products a pixel forward, for the flow's gradient the same again, and two multiply-adds for each."""
+    (ha, wa), (hb, wb) = case.a, case.b
+    pixels = case.batch * ha * wa
+    features_bytes = float(case.batch * case.channels * (ha * wa + hb * wb) * itemsize(case))
+    output, flow = float(pixels * (2 * case.radius + 1) ** 2 * itemsize(case)), 8.0 * pixels
+    flops = 2.0 * case.channels * pixels * (2 * case.radius + 2) ** 2
+    forward = Cost(features_bytes + flow + output, flops, 0.0)
+    return add(forward, Cost(2 * features_bytes + 2 * flow + output, 3 * flops, 0.0), direction)
+
+
+LOOKUP = Work(
+    name="lookup",
+    summary="local_correlation along a flow: RAFT's lookup at one level",
+    inputs=lookup_inputs,
+    exact=exact_lookup,
+    cost=cost_lookup,
+    uses=frozenset({"dtype", "layout", "flow", "radius"}),
+    cases={
+        "quick": squares((32, 16)),
+        "cpu": squares((128, 40)),
+        "gpu": (
+            *(Case(channels=256, a=(55, 128), b=(55, 128), dtype=dtype) for dtype in ("float32", "float16")),
+            Case(channels=256, a=(55, 128), b=(55, 128), flow="random"),
+        ),
+        "sweep": squares(*((128, n) for n in (16, 32, 48, 64))),
     },
 )
 

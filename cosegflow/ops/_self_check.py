@@ -164,7 +164,15 @@ def _correlation(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[T
 def _local_correlation(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Tensor]:
     b, c, ha, wa, hb, wb, radius = size
     fa, fb = _wave((b, c, ha, wa), 0.7, like).to(like.dtype), _wave((b, c, hb, wb), 1.3, like).to(like.dtype)
-    return [ops.local_correlation(fa, fb, None, radius, True, kernels.simple)]
+    acc = accumulate_dtype(like.dtype)
+    results = []
+    for flow in (None, _wave((b, 2, ha, wa), 0.3, like).to(acc) * 3):
+        out = ops.local_correlation(fa, fb, flow, radius, True, kernels.simple)
+        grad = _wave(tuple(out.shape), 0.9, like).to(like.dtype)
+        need = (True, True, flow is not None)
+        grads = ops.local_correlation_backward(grad, fa, fb, flow, radius, True, False, *need, kernels.simple)
+        results += [out, *grads[: sum(need)]]
+    return results
 
 
 # What is computed, and on which sizes: the first with odd tails, the others so that pipelines wrap, a block walks over
@@ -177,7 +185,7 @@ PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, Kernels, Size], list[Tensor]], 
     "correlation": (_correlation, ((2, 72, 9, 17, 11, 13), (1, 40, 32, 32, 128, 128), (1, 4, 9, 17, 8, 16))),
     "local_correlation": (
         _local_correlation,
-        ((2, 19, 9, 37, 7, 41, 4), (1, 8, 5, 33, 5, 33, 5), (1, 3, 4, 9, 5, 7, 1)),
+        ((2, 19, 9, 37, 7, 41, 4), (1, 8, 5, 33, 5, 33, 5), (1, 3, 4, 9, 5, 7, 1), (2, 40, 18, 64, 17, 68, 4)),
     ),
 }
 

@@ -110,7 +110,16 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     need = ctx.needs_input_grad[:3]
     deterministic = torch.are_deterministic_algorithms_enabled()
     grads = _transforms.run(
-        "local_correlation_backward", grad_out, fa, fb, flow, ctx.radius, ctx.normalize, deterministic, *need, ctx.simple
+        "local_correlation_backward",
+        grad_out,
+        fa,
+        fb,
+        flow,
+        ctx.radius,
+        ctx.normalize,
+        deterministic,
+        *need,
+        ctx.simple,
     )
     return (*(g if n else None for g, n in zip(grads, need, strict=True)), None, None, None)
 

@@ -1,7 +1,7 @@
 // warp: where an output pixel samples x, shared by the CUDA kernels, hostsim and the CPU kernels.
 #pragma once
 
-#include "common/half.h"
+#include "common/whole_below.h"
 #include "cosegflow/warp.h"
 
 #if !defined(__CUDACC__)
@@ -19,17 +19,6 @@ struct WarpPoint {
   A dx, dy;
   bool finite, valid, nearest;
 };
-
-// The largest int of at most x, which fits. On baseline x86-64 std::floor is a call, and the rest of the point is not.
-template <class A>
-CSF_HD int whole_below(A x) {
-#if defined(__CUDA_ARCH__)
-  return static_cast<int>(std::floor(x));
-#else
-  const int whole = static_cast<int>(x);
-  return whole - (static_cast<A>(whole) > x);
-#endif
-}
 
 // The point p + flow(p). A non-finite flow counts as outside. Far outside, nothing depends on the distance, so the
 // coordinate is clamped to a few pixels around the image: the conversion to int stays defined for a flow of 1e30.

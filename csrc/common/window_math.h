@@ -8,12 +8,8 @@
 // dy and dx counted from 0. Transposed, d out/d D and d D/d fa, fb give the gradients to the features.
 #pragma once
 
-#include "common/half.h"
+#include "common/whole_below.h"
 #include "cosegflow/local_correlation.h"
-
-#if !defined(__CUDACC__)
-#include <cmath>
-#endif
 
 namespace cosegflow {
 
@@ -39,11 +35,11 @@ CSF_HD WindowPoint<A> window_point(A flow_x, A flow_y, int64_t column, int64_t r
   if (!point.finite) px = py = -reach;
   px = px < -reach ? -reach : px > last_x ? last_x : px;
   py = py < -reach ? -reach : py > last_y ? last_y : py;
-  const A floor_x = std::floor(px), floor_y = std::floor(py);
-  point.x = static_cast<int>(floor_x) - static_cast<int>(radius);
-  point.y = static_cast<int>(floor_y) - static_cast<int>(radius);
-  point.wx = px - floor_x;
-  point.wy = py - floor_y;
+  const int whole_x = whole_below(px), whole_y = whole_below(py);
+  point.x = whole_x - static_cast<int>(radius);
+  point.y = whole_y - static_cast<int>(radius);
+  point.wx = px - static_cast<A>(whole_x);
+  point.wy = py - static_cast<A>(whole_y);
   return point;
 }
 

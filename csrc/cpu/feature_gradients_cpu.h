@@ -27,8 +27,8 @@ class FeatureGradients {
     const bool scores = wants.scores && !pairs_;  // from the same panels
     const bool a_by_channel = scores || wants.grad_b || (wants.grad_a && wants.normalize);
     const bool b_by_channel = wants.grad_a || (wants.grad_b && wants.normalize);
-    a.layout(arena, positions_a, channels, wants.normalize, a_by_channel, false, slots);
-    b.layout(arena, positions_b, channels, wants.normalize, b_by_channel, scores, slots);
+    a.layout(arena, positions_a, channels, wants.normalize && a_by_channel, a_by_channel, false, slots);
+    b.layout(arena, positions_b, channels, wants.normalize && (b_by_channel || scores), b_by_channel, scores, slots);
     if (pairs_) paired_.layout(arena, wants.dtype, positions_a, positions_b, channels, wants.normalize, slots);
     if (wants.grad_a) grad_a_ = arena.take<T>(channel_panels_size<T>(positions_a, channels));
     if (!wants.grad_b) return;
@@ -47,10 +47,8 @@ class FeatureGradients {
   template <class Params>
   void pack(const Params& p, int64_t image, const Foreground& foreground_a, const Foreground& foreground_b,
             const CpuRuntime& runtime) const {
-    if (a.inverse_norm != nullptr || a.by_channel != nullptr) {
-      pack_features(p.fa, image, p.width_a, foreground_a, a, runtime);
-    }
-    if (b.inverse_norm != nullptr || b.by_channel != nullptr || b.by_position != nullptr) {
+    if (a.by_channel != nullptr) pack_features(p.fa, image, p.width_a, foreground_a, a, runtime);
+    if (b.by_channel != nullptr || b.by_position != nullptr) {
       pack_features(p.fb, image, p.width_b, foreground_b, b, runtime);
     }
     if (pairs_) paired_.pack(p, image, foreground_a, foreground_b, runtime);

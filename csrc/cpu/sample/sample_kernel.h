@@ -229,11 +229,12 @@ static void point_gradient(const A* image, int64_t pitch, const PointRow<A>& poi
     transpose<L>(by_y);
     Cell total_x = {}, total_y = {};
     for (int k = 0; k < L; ++k) total_x += by_x[k], total_y += by_y[k];
-    total_x *= load_cell<A, L>(points.slope_x + begin);
-    total_y *= load_cell<A, L>(points.slope_y + begin);
-    const auto finite = load_cell<A, L>(points.finite + begin) != A(0);  // selected: a gradient that came in may be NaN
-    store_cell<A, L>(sum_x + begin, finite ? total_x : Cell{});
-    store_cell<A, L>(sum_y + begin, finite ? total_y : Cell{});
+    // Selected: x and the gradient that came in may be NaN.
+    const auto finite = load_cell<A, L>(points.finite + begin) != A(0);
+    const auto moves_x = load_cell<A, L>(points.slope_x + begin) != A(0);
+    const auto moves_y = load_cell<A, L>(points.slope_y + begin) != A(0);
+    store_cell<A, L>(sum_x + begin, finite & moves_x ? total_x : Cell{});
+    store_cell<A, L>(sum_y + begin, finite & moves_y ? total_y : Cell{});
   }
 }
 

@@ -1,8 +1,9 @@
 // What the launches of local_correlation share: the sides with their norms, and the last step of the backward.
 #pragma once
 
+#include "common/round_up.h"
 #include "local_correlation/local_correlation_launch.cuh"
-#include "local_correlation/local_correlation_simple_kernels.cuh"
+#include "local_correlation/local_correlation_norm_kernels.cuh"
 
 namespace cosegflow::local_correlation_cuda {
 
@@ -23,24 +24,31 @@ struct Sides {
   }
 };
 
+// Blocks of 32 pixels of all images; 0 where there are too many.
+template <class T>
+unsigned norm_blocks(const LocalCorrelationParams& p, const Side<T>& side) {
+  const int64_t blocks = p.batch * ceil_div(side.positions(), kTileSide);
+  return blocks > INT32_MAX ? 0u : static_cast<unsigned>(blocks);
+}
+
 template <class T>
 Status compute_norms(const LocalCorrelationParams& p, const Sides<T>& s, Stream stream) {
   if (!p.normalize) return {};
-  if (Status status = launch_flat<kThreads>(&local_correlation_norm_kernel<T>, p.batch * s.a.positions(), stream,
-                                            p.batch, s.a, s.norm_a);
-      !status.ok()) {
-    return status;
-  }
-  return launch_flat<kThreads>(&local_correlation_norm_kernel<T>, p.batch * s.b.positions(), stream, p.batch, s.b,
-                               s.norm_b);
+  const unsigned of_a = norm_blocks(p, s.a), of_b = norm_blocks(p, s.b);
+  if (of_a == 0 || of_b == 0) return {"local_correlation: the tensors are too large for one launch"};
+  const auto kernel = &local_correlation_norm_kernel<T>;
+  if (Status status = launch(kernel, dim3(of_a), dim3(kThreads), 0, stream, s.a, s.norm_a); !status.ok()) return status;
+  return launch(kernel, dim3(of_b), dim3(kThreads), 0, stream, s.b, s.norm_b);
 }
 
 // result (B, C, H, W) of the caller's type, from the gradient to the (normalized) features of `side`.
 template <class T>
 Status finish_gradient(const LocalCorrelationParams& p, const Side<T>& side, const accumulate_t<T>* gradient,
                        const View4& result, Stream stream) {
-  return launch_flat<kThreads>(&local_correlation_finish_kernel<T>, p.batch * side.positions(), stream, p.batch, side,
-                               gradient, static_cast<T*>(result.data));
+  const unsigned blocks = norm_blocks(p, side);
+  if (blocks == 0) return {"local_correlation: the tensors are too large for one launch"};
+  return launch(&local_correlation_finish_kernel<T>, dim3(blocks), dim3(kThreads), 0, stream, side, gradient,
+                static_cast<T*>(result.data));
 }
 
 }  // namespace cosegflow::local_correlation_cuda

@@ -1,5 +1,5 @@
-// What the files of local_correlation have for each other: three families of kernels behind the entry points, each with
-// its workspace. The params have been checked.
+// What the files of local_correlation have for each other: three families of kernels behind the entry points, each
+// with its workspace. The params have been checked.
 #pragma once
 
 #include "common/arena.h"

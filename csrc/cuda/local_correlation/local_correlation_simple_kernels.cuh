@@ -1,7 +1,6 @@
 // local_correlation, the plainly right kernels: every thread reads the caller's tensors through their strides, nothing
 // is in shared memory and nothing is pipelined. The math of windows is common/window_math.h.
 //
-// norm: one thread per pixel; 1 / max(norm, 1e-12).
 // forward: one thread per output element: the inner products with its one tap (or with flow four), interpolated.
 //   Neighbouring threads have neighbouring pixels. Per element C (4 C) pairs through the caches, 2 C (8 C) FLOPs.
 // backward to fa: one thread per pixel and run of kRun channels, which stay in registers while it walks over its
@@ -9,7 +8,6 @@
 // backward to fb: without flow a gather over mirrored offsets, of the same form. With flow, atomics: one thread per
 //   pixel of a and run of channels; or, deterministic, one thread per plane of fb, which walks over all pixels of a.
 // backward to flow: one warp per pixel, whose lanes share the products of the window; a butterfly adds them up.
-// finish: one thread per pixel takes the gradient of normalized features through the normalization and converts it.
 // Fraction of the limit reached: not measured yet.
 #pragma once
 
@@ -99,23 +97,6 @@ __device__ __forceinline__ accumulate_t<T> gradient_to_product(const Window<accu
 }
 
 __device__ __forceinline__ int64_t flat_thread() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    local_correlation_norm_kernel(int64_t batch, Side<T> side, accumulate_t<T>* inverse_norm) {
-  using Acc = accumulate_t<T>;
-  const int64_t at = flat_thread(), n = side.positions();
-  if (at >= batch * n) return;
-  const int pixel_of_image = static_cast<int>(at % n);
-  const T* pixel = side.pixel(at / n, pixel_of_image / side.width, pixel_of_image % side.width);
-  Acc square = Acc(0);
-  for (int64_t c = 0; c < side.channels; ++c) {
-    const Acc v = to_float(pixel[c * side.features.stride[1]]);
-    square += v * v;
-  }
-  const Acc norm = sqrt_of(square);
-  inverse_norm[at] = Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);  // keeps a NaN
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -287,32 +268,6 @@ __global__ void __launch_bounds__(kThreads)
   Acc* to = static_cast<Acc*>(p.grad_flow.data) + b * 2 * n + pixel % n;
   to[0] = sum_x;
   to[n] = sum_y;
-}
-
-// result (B, C, H, W) from the gradient of the normalized features (see normalize_backward.cuh for the formula).
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    local_correlation_finish_kernel(int64_t batch, Side<T> side, const accumulate_t<T>* gradient, T* result) {
-  using Acc = accumulate_t<T>;
-  const int64_t at = flat_thread(), n = side.positions();
-  if (at >= batch * n) return;
-  const int64_t b = at / n;
-  const int pixel = static_cast<int>(at % n), y = pixel / side.width, x = pixel % side.width;
-  const Acc* from = gradient + b * side.channels * n + pixel;
-  const T* feature = side.pixel(b, y, x);
-  const int64_t stride = side.features.stride[1];
-  const Acc scale = side.scale(b, y, x);
-  Acc inner = Acc(0);
-  const bool clamped = !(scale < Acc(1) / Acc(1e-12));  // or NaN, and so is the gradient
-  if (side.inverse_norm != nullptr && !clamped) {
-    for (int64_t c = 0; c < side.channels; ++c) inner += from[c * n] * (to_float(feature[c * stride]) * scale);
-  }
-  T* to = result + b * side.channels * n + pixel;
-  for (int64_t c = 0; c < side.channels; ++c) {
-    Acc g = from[c * n];
-    if (side.inverse_norm != nullptr) g = (g - inner * (to_float(feature[c * stride]) * scale)) * scale;
-    to[c * n] = from_float<T>(g);
-  }
 }
 
 }  // namespace cosegflow::local_correlation_cuda

@@ -27,9 +27,13 @@ struct Slopes {
     down_left = multiply_add(g, v2 - v0, down_left);
     down_right = multiply_add(g, v3 - v1, down_right);
   }
-  // wx, wy: the fractions; dx, dy: what of the flow's change reaches the point.
-  __device__ __forceinline__ A x(A wy, A dx) const { return dx * ((A(1) - wy) * across_upper + wy * across_lower); }
-  __device__ __forceinline__ A y(A wx, A dy) const { return dy * ((A(1) - wx) * down_left + wx * down_right); }
+  // wx, wy: the fractions; dx, dy: 1, or 0 where the flow's change does not reach the point, whatever x holds there.
+  __device__ __forceinline__ A x(A wy, A dx) const {
+    return dx == A(0) ? A(0) : (A(1) - wy) * across_upper + wy * across_lower;
+  }
+  __device__ __forceinline__ A y(A wx, A dy) const {
+    return dy == A(0) ? A(0) : (A(1) - wx) * down_left + wx * down_right;
+  }
 };
 
 template <bool kWhole, bool kFull, int kFlight, class T, class A>

@@ -4,7 +4,7 @@
 // A block has a tile of 32 x 16 output pixels, a thread two of them, and a run of channels. It finds the window of x
 // that the tile reads, border or zeros included. For 8 channels at a time it
 //   loads the window, 8 bytes (4 pixels of a plane) at a time, and writes it as 16 bytes a pixel (channels last), in an
-//   order in which neither writes nor reads of neighbours meet in a bank;
+//   order in which writes do not meet in a bank, and reads of neighbours seldom more than two;
 //   reads 16 bytes a tap, forms the sums in float32, and stores two bytes a channel, coalesced over pixels.
 // Four blocks a multiprocessor: while one waits for its loads, others compute. Where the window does not fit, the block
 // does as warp_forward_planes_kernel.

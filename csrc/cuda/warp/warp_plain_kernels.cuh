@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kThreads) warp_plain_flow_gradient_kernel(Warp
   }
   A* grad_flow =
       at<A>(p.grad_flow, pixel.b, 0) + pixel.row * p.grad_flow.stride[2] + pixel.column * p.grad_flow.stride[3];
-  grad_flow[0] = sum_x;
-  grad_flow[p.grad_flow.stride[1]] = sum_y;
+  grad_flow[0] = point.dx == A(0) ? A(0) : sum_x;
+  grad_flow[p.grad_flow.stride[1]] = point.dy == A(0) ? A(0) : sum_y;
 }
 
 template <class T>
