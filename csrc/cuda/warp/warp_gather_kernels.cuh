@@ -34,8 +34,7 @@ struct Reach {
 };
 
 template <class A>
-__device__ __forceinline__ Reach reach_of(const WarpParams& p, const WarpMap<A>& map, int64_t b, int row,
-                                          int column) {
+__device__ __forceinline__ Reach reach_of(const WarpParams& p, const WarpMap<A>& map, int64_t b, int row, int column) {
   const int* cells = map.starts + (b * map.rows + row) * map.pitch + column;
   const bool nearest = p.mode == WarpMode::kNearest;  // only the cell whose upper left tap it is
   Reach reach;
