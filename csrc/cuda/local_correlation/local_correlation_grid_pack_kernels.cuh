@@ -3,10 +3,9 @@
 //
 // features: (B, C, H, W) of any strides to planes with rows of whole units, the rest of the last unit 0; `inverse_norm`
 //   (or null) is folded in, rounded once. A block moves 32 channels x 32 pixels (local_correlation_feature_tile.cuh).
-// gradient: a piece's 81 planes, turned to the side whose gradient is formed. The plane of offset o, pixel (y, x) of
-// it,
-//   holds the gradient to the product of that pixel with pixel (y, x) + o of the other side, 0 where that one is
-//   outside or the window ends. For fb (kMirrored) the pixel of a is the other one. A thread moves a unit.
+// gradient: a piece's 81 planes, turned to the side whose gradient is formed. The plane of offset o holds at (y, x) of
+//   that side the gradient to its product with pixel (y, x) + o of the other side, 0 where that one is outside or the
+//   window ends. For fb (kMirrored) the pixel of a is the other one. A thread moves a unit.
 // Both move each element in and out once, beside the kernels that follow, most of it within L2. Time not measured yet.
 #pragma once
 

@@ -12,8 +12,8 @@
 //   place    a thread a pixel: its name to its place
 //   order    a thread a cell of up to 16 pixels, a warp a fuller one: raster order; and what a gather wants to know of
 //            each pixel, 8 or 16 bytes
-// A very full cell (all pixels of an image may land in one) is not sorted: its warp looks at all pixels of the image in
-// raster order and takes those that land there.
+// A very full cell (all pixels of an image may land in one) is not sorted: its block looks at all pixels of the image
+// in raster order and takes those that land there.
 //
 // The kernels ask a Places where pixels land:
 //   using Landing = ...;                         what a gather wants to know of a pixel, 4 bytes or more
@@ -161,26 +161,32 @@ __device__ __forceinline__ int count_before(const int* places, int n, int pixel)
   return before;
 }
 
-// The 32 lanes of a warp order one full cell.
+// A cell so full that comparing its pixels with each other costs more than looking at all pixels of the image.
+template <class L>
+__device__ __forceinline__ bool very_full(const InverseMap<L>& map, int n) {
+  return static_cast<int64_t>(n) * n > int64_t{8} * map.pixels;
+}
+
+// A block orders a very full cell: it takes the pixels that land there as it finds them in raster order.
 template <class P>
-__device__ __forceinline__ void order_full_cell(const P& where, const InverseMap<typename P::Landing>& map, int64_t b,
-                                                int cell, int begin, int n) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int* places = map.places + b * map.pixels + begin;
+__device__ __forceinline__ void find_cell(const P& where, const InverseMap<typename P::Landing>& map, int64_t b,
+                                          int cell, int begin) {
   typename P::Landing* landings = map.landings + b * map.pixels + begin;
-  if (static_cast<int64_t>(n) * n <= int64_t{8} * map.pixels) {  // about what looking at all pixels costs
-    for (int i = lane; i < n; i += 32) landings[count_before(places, n, places[i])] = where.landing(b, places[i]);
-    return;
-  }
   int found = 0;
-  for (int first = 0; first < map.pixels; first += 32) {
-    const int pixel = first + lane;
+  for (int first = 0; first < map.pixels; first += kThreads) {
+    const int pixel = first + static_cast<int>(threadIdx.x);
     const bool here = pixel < map.pixels && where.cell(b, pixel) == cell;
-    const unsigned all = __ballot_sync(kWholeWarp, here);
-    if (here) landings[found + __popc(all & ((1u << lane) - 1u))] = where.landing(b, pixel);
-    found += __popc(all);
+    const BlockSums sums = block_sums(here ? 1 : 0);
+    if (here) landings[found + sums.before] = where.landing(b, pixel);
+    found += sums.all;
   }
 }
+
+// Threads of a block whose cells are very full.
+struct FullCells {
+  int thread[kThreads];
+  int count;
+};
 
 template <class P>
 __global__ void __launch_bounds__(kThreads)
@@ -199,11 +205,25 @@ __global__ void __launch_bounds__(kThreads)
     typename P::Landing* landings = map.landings + b * map.pixels + begin;
     for (int i = 0; i < n; ++i) landings[count_before(places, n, places[i])] = where.landing(b, places[i]);
   }
-  for (unsigned full = __ballot_sync(kWholeWarp, n > kFew); full != 0; full &= full - 1) {
-    const int lane = __ffs(static_cast<int>(full)) - 1;
-    const int64_t image = __shfl_sync(kWholeWarp, static_cast<int>(b), lane);
-    const int its_cell = __shfl_sync(kWholeWarp, cell, lane), its_begin = __shfl_sync(kWholeWarp, begin, lane);
-    order_full_cell(where, map, image, its_cell, its_begin, __shfl_sync(kWholeWarp, n, lane));
+  CSF_SHARED(FullCells, full);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  if (thread == 0) full.count = 0;
+  __syncthreads();
+  const bool later = n > kFew && very_full(map, n);
+  if (later) full.thread[atomicAdd(&full.count, 1)] = thread;
+  for (unsigned some = __ballot_sync(kWholeWarp, n > kFew && !later); some != 0; some &= some - 1) {
+    const int of = __ffs(static_cast<int>(some)) - 1, its_n = __shfl_sync(kWholeWarp, n, of);
+    const int64_t image = __shfl_sync(kWholeWarp, static_cast<int>(b), of);
+    const int64_t list = image * map.pixels + __shfl_sync(kWholeWarp, begin, of);
+    for (int i = lane; i < its_n; i += 32) {
+      const int pixel = map.places[list + i];
+      map.landings[list + count_before(map.places + list, its_n, pixel)] = where.landing(image, pixel);
+    }
+  }
+  __syncthreads();
+  for (int k = 0; k < full.count; ++k) {
+    const int64_t at = index - thread + full.thread[k];
+    find_cell(where, map, at / per_image, static_cast<int>(at % per_image), map.starts[at]);
   }
 }
 
