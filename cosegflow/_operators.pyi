@@ -8,7 +8,7 @@ class Operators:
     """
 
     def warp(
-        self, x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros"
+        self, x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros", simple: bool = False
     ) -> tuple[Tensor, Tensor]: ...
     def warp_backward(
         self,
@@ -20,8 +20,9 @@ class Operators:
         need_x: bool,
         need_flow: bool,
         deterministic: bool,
+        simple: bool = False,
     ) -> tuple[Tensor, Tensor]: ...
-    def cycle_error(self, flow_ab: Tensor, flow_ba: Tensor) -> tuple[Tensor, Tensor]: ...
+    def cycle_error(self, flow_ab: Tensor, flow_ba: Tensor, simple: bool = False) -> tuple[Tensor, Tensor]: ...
     def cycle_error_backward(
         self,
         grad_error: Tensor,
@@ -30,6 +31,7 @@ class Operators:
         need_ab: bool,
         need_ba: bool,
         deterministic: bool,
+        simple: bool = False,
     ) -> tuple[Tensor, Tensor]: ...
     def correlation(
         self,

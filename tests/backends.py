@@ -65,10 +65,10 @@ def which_kernels(precision: int, portable: bool) -> dict[str, Any]:
 
 class _Warp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, flow, mode, padding, deterministic):
+    def forward(ctx, x, flow, mode, padding, deterministic, simple):
         ctx.save_for_backward(x, flow)
-        ctx.options = (mode, padding, deterministic)
-        out, valid = hostsim_module().warp(to_numpy(x), to_numpy(flow), mode, padding)
+        ctx.options = (mode, padding), (deterministic, simple)
+        out, valid = hostsim_module().warp(to_numpy(x), to_numpy(flow), mode, padding, simple)
         valid = to_torch(valid)
         ctx.mark_non_differentiable(valid)
         return to_torch(out), valid
@@ -76,12 +76,10 @@ class _Warp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out, _):
         x, flow = ctx.saved_tensors
-        mode, padding, deterministic = ctx.options
+        how, which = ctx.options
         need = ctx.needs_input_grad[:2]
-        grads = hostsim_module().warp_backward(
-            to_numpy(grad_out), to_numpy(x), to_numpy(flow), mode, padding, *need, deterministic
-        )
-        return to_torch(grads[0], x.dtype), to_torch(grads[1]), None, None, None
+        grads = hostsim_module().warp_backward(to_numpy(grad_out), to_numpy(x), to_numpy(flow), *how, *need, *which)
+        return to_torch(grads[0], x.dtype), to_torch(grads[1]), *(None,) * 4
 
 
 class _Correlation(torch.autograd.Function):
@@ -188,8 +186,8 @@ class Hostsim:
 
     name = "hostsim"
 
-    def warp(self, x, flow, mode="bilinear", padding="zeros", deterministic=False):
-        return _Warp.apply(x, flow.to(accumulate_dtype(x.dtype)), mode, padding, deterministic)
+    def warp(self, x, flow, mode="bilinear", padding="zeros", deterministic=False, simple=False):
+        return _Warp.apply(x, flow.to(accumulate_dtype(x.dtype)), mode, padding, deterministic, simple)
 
     def correlation(self, fa, fb, normalize=False, relu=False, simple=False, precision=0, portable=False):
         return _Correlation.apply(fa, fb, normalize, relu, simple, which_kernels(precision, portable))
@@ -221,10 +219,10 @@ class Hostsim:
         kernels = which_kernels(precision, portable)
         return MatchBoth.apply(fa, fb, mask_a, mask_b, beta, normalize, simple, chunk_bytes, kernels)
 
-    def cycle_error(self, flow_ab, flow_ba, deterministic=False):
+    def cycle_error(self, flow_ab, flow_ba, deterministic=False, simple=False):
         from backends_cycle_error import CycleErrorFunction
 
-        return CycleErrorFunction.apply(flow_ab, flow_ba, deterministic)
+        return CycleErrorFunction.apply(flow_ab, flow_ba, deterministic, simple)
 
     def local_correlation(self, fa, fb, radius, flow=None, normalize=False, simple=False, deterministic=False):
         flow = None if flow is None else flow.to(accumulate_dtype(fa.dtype))
@@ -246,9 +244,9 @@ class Torch:
         result = operator(*moved)
         return result.cpu() if isinstance(result, Tensor) else tuple(r.cpu() for r in result)
 
-    def warp(self, x, flow, mode="bilinear", padding="zeros", deterministic=False):
+    def warp(self, x, flow, mode="bilinear", padding="zeros", deterministic=False, simple=False):
         flow = flow.to(accumulate_dtype(x.dtype))
-        return self._run(torch.ops.cosegflow.warp, x, flow, mode, padding)
+        return self._run(torch.ops.cosegflow.warp, x, flow, mode, padding, simple)
 
     def correlation(self, fa, fb, normalize=False, relu=False, simple=False, precision=0, portable=False):
         arguments = (fa, fb, normalize, relu, simple)
@@ -279,8 +277,8 @@ class Torch:
         arguments = (fa, fb, mask_a, mask_b, beta, normalize, simple)
         return self._run(torch.ops.cosegflow.match_both, *arguments, precision, portable or self.portable)
 
-    def cycle_error(self, flow_ab, flow_ba, deterministic=False):
-        return self._run(torch.ops.cosegflow.cycle_error, flow_ab, flow_ba)
+    def cycle_error(self, flow_ab, flow_ba, deterministic=False, simple=False):
+        return self._run(torch.ops.cosegflow.cycle_error, flow_ab, flow_ba, simple)
 
     def local_correlation(self, fa, fb, radius, flow=None, normalize=False, simple=False, deterministic=False):
         flow = None if flow is None else flow.to(accumulate_dtype(fa.dtype))

@@ -36,11 +36,14 @@ def plain(ab, ba):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_values_and_gradients(backend, shape, dtype, deterministic):
+@pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
+def test_values_and_gradients(backend, simple, shape, dtype, deterministic):
+    if simple and backend.name == "cpu":
+        pytest.skip("the CPU has one kernel")
     acc = reference.accumulate_dtype(dtype)
     ab, ba = (f.requires_grad_() for f in difficult_pair(shape, dtype))
     ab64, ba64 = (f.detach().double().requires_grad_() for f in (ab, ba))
-    error, valid = backend.cycle_error(ab, ba, deterministic)
+    error, valid = backend.cycle_error(ab, ba, deterministic, simple)
     expected = reference.cycle_error(ab64, ba64)
     assert error.dtype == acc and valid.dtype == torch.bool
     assert torch.equal(valid, expected.valid)

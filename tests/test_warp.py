@@ -33,13 +33,16 @@ def on_the_grid_of(dtype: torch.dtype, flow: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 @pytest.mark.parametrize("dtype", FLOATING)
-def test_values_and_gradients(backend, shape, mode, padding, dtype):
+@pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
+def test_values_and_gradients(backend, simple, shape, mode, padding, dtype):
+    if simple and backend.name == "cpu":
+        pytest.skip("the CPU has one kernel")
     batch, channels, height, width, ho, wo = shape
     x = torch.randn(batch, channels, height, width).to(dtype).requires_grad_()
     flow = on_the_grid_of(dtype, difficult_flow(batch, ho, wo)).to(reference.accumulate_dtype(dtype)).requires_grad_()
     x64, flow64 = x.detach().double().requires_grad_(), flow.detach().double().requires_grad_()
 
-    out, valid = backend.warp(x, flow, mode, padding)
+    out, valid = backend.warp(x, flow, mode, padding, False, simple)
     expected, expected_valid = reference.warp(x64, flow64, mode, padding)
     assert out.dtype == dtype
     assert_close(out, expected, 4 * EPS[dtype], "out")

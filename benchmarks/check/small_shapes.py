@@ -125,7 +125,7 @@ def _soft_argmax_in_window(t: Inputs, simple: bool) -> Any:
 
 
 def _warp(mode: str, padding: str) -> Callable[[Inputs, bool], Any]:
-    return lambda t, simple: operators.warp(t["x"], t["flow"], mode, padding)
+    return lambda t, simple: operators.warp(t["x"], t["flow"], mode, padding, simple)
 
 
 def _match_both(t: Inputs, simple: bool) -> Any:
@@ -163,7 +163,7 @@ def _flows(size: tuple[int, ...], generator: torch.Generator) -> Inputs:
 
 
 def _cycle(t: Inputs, simple: bool) -> Any:
-    return operators.cycle_error(t["flow_ab"], t["flow_ba"])
+    return operators.cycle_error(t["flow_ab"], t["flow_ba"], simple)
 
 
 CALLS: dict[str, Call] = {

@@ -175,6 +175,34 @@ def _local_correlation(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> 
     return results
 
 
+def _warp(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Tensor]:
+    b, c, h, w, ho, wo = size
+    acc = accumulate_dtype(like.dtype)
+    flow = _wave((b, 2, ho, wo), 0.013, like).to(acc) * 6
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = _wave((b, c, h, w), 0.7, like).to(like.dtype).contiguous(memory_format=layout)
+        grad = _wave((b, c, ho, wo), 0.9, like).to(like.dtype).contiguous(memory_format=layout)
+        for mode, padding in (("bilinear", "zeros"), ("bilinear", "border"), ("nearest", "zeros")):
+            results += ops.warp(x, flow, mode, padding, kernels.simple)
+            for deterministic in (False, True):
+                options = (mode, padding, True, True, deterministic, kernels.simple)
+                results += ops.warp_backward(grad, x, flow, *options)
+    return results
+
+
+def _cycle_error(ops: Any, like: Tensor, kernels: Kernels, size: Size) -> list[Tensor]:
+    b, ha, wa, hb, wb = size
+    acc = accumulate_dtype(like.dtype)
+    flow_ab = (_wave((b, 2, ha, wa), 0.013, like) * 5).to(like.dtype)
+    flow_ba = (_wave((b, 2, hb, wb), 0.017, like) * 5).to(like.dtype)
+    grad = _wave((b, ha, wa), 0.9, like).to(acc)
+    results = [*ops.cycle_error(flow_ab, flow_ba, kernels.simple)]
+    for deterministic in (False, True):
+        results += ops.cycle_error_backward(grad, flow_ab, flow_ba, True, True, deterministic, kernels.simple)
+    return results
+
+
 # What is computed, and on which sizes: the first with odd tails, the others so that pipelines wrap, a block walks over
 # several tiles, and rows are aligned and not, read by a warp and by a block.
 PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, Kernels, Size], list[Tensor]], tuple[Size, ...]]] = {
@@ -187,6 +215,8 @@ PROBLEMS: dict[str, tuple[Callable[[Any, Tensor, Kernels, Size], list[Tensor]], 
         _local_correlation,
         ((2, 19, 9, 37, 7, 41, 4), (1, 8, 5, 33, 5, 33, 5), (1, 3, 4, 9, 5, 7, 1), (2, 40, 18, 64, 17, 68, 4)),
     ),
+    "warp": (_warp, ((2, 3, 17, 21, 19, 13), (2, 24, 20, 36, 21, 40), (1, 70, 9, 13, 70, 90))),
+    "cycle_error": (_cycle_error, ((2, 9, 37, 7, 41), (1, 70, 66, 33, 35))),
 }
 
 

@@ -9,6 +9,7 @@ from cosegflow import _library, reference
 from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import without_autocast
 from cosegflow.ops._registration import second_derivative
+from cosegflow.ops._trust import SIMPLE, choose
 from cosegflow.types import CycleError
 
 
@@ -46,40 +47,48 @@ def cycle_error(flow_ab: Tensor, flow_ba: Tensor) -> CycleError:
     if _transforms.reference_wanted():
         with without_autocast(ab):
             return reference.cycle_error(ab, ba)
-    return CycleError(*_transforms.run("cycle_error", ab, ba))
+    simple = choose("cycle_error", dtype, ab.device) == SIMPLE
+    return CycleError(*_transforms.run("cycle_error", ab, ba, simple))
 
 
-def _fake(flow_ab: Tensor, flow_ba: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(flow_ab: Tensor, flow_ba: Tensor, simple: bool = False) -> tuple[Tensor, Tensor]:
     shape = (flow_ab.shape[0], *flow_ab.shape[2:])
     error = flow_ab.new_empty(shape, dtype=reference.accumulate_dtype(flow_ab.dtype))
     return error, flow_ab.new_empty(shape, dtype=torch.bool)
 
 
 def _fake_backward(
-    grad_error: Tensor, flow_ab: Tensor, flow_ba: Tensor, need_ab: bool, need_ba: bool, deterministic: bool
+    grad_error: Tensor,
+    flow_ab: Tensor,
+    flow_ba: Tensor,
+    need_ab: bool,
+    need_ba: bool,
+    deterministic: bool,
+    simple: bool = False,
 ) -> tuple[Tensor, Tensor]:
     return flow_ab.new_empty(flow_ab.shape if need_ab else (0,)), flow_ba.new_empty(flow_ba.shape if need_ba else (0,))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs)
+    *flows, ctx.simple = inputs
+    ctx.save_for_backward(*flows)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad_error: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     flow_ab, flow_ba = ctx.saved_tensors
-    need_ab, need_ba = ctx.needs_input_grad
+    need_ab, need_ba = ctx.needs_input_grad[:2]
     if grad_error is None:
-        return None, None
+        return None, None, None
     deterministic = torch.are_deterministic_algorithms_enabled()
     grad_ab, grad_ba = _transforms.run(
-        "cycle_error_backward", grad_error, flow_ab, flow_ba, need_ab, need_ba, deterministic
+        "cycle_error_backward", grad_error, flow_ab, flow_ba, need_ab, need_ba, deterministic, ctx.simple
     )
-    return grad_ab if need_ab else None, grad_ba if need_ba else None
+    return grad_ab if need_ab else None, grad_ba if need_ba else None, None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad_error, flow_ab, flow_ba, ctx.need_ab, ctx.need_ba, _ = inputs
+    grad_error, flow_ab, flow_ba, ctx.need_ab, ctx.need_ba, _, _ = inputs
     ctx.save_for_backward(grad_error, flow_ab, flow_ba)
 
 
@@ -91,7 +100,7 @@ def _double_backward(ctx: Any, gg_ab: Tensor | None, gg_ba: Tensor | None) -> tu
         (grad_error,),
         (gg_ab if ctx.need_ab else None, gg_ba if ctx.need_ba else None),
     )
-    return outputs[0], inputs[0], inputs[1], None, None, None
+    return outputs[0], inputs[0], inputs[1], *(None,) * 4
 
 
 if _library.is_available():

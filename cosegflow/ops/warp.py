@@ -9,6 +9,7 @@ from cosegflow import _library, reference
 from cosegflow.ops import _checks, _transforms
 from cosegflow.ops._autocast import without_autocast
 from cosegflow.ops._registration import second_derivative
+from cosegflow.ops._trust import SIMPLE, choose
 
 Mode = Literal["bilinear", "nearest"]
 Padding = Literal["zeros", "border"]
@@ -66,7 +67,8 @@ def warp(
         with without_autocast(x):
             out, valid = reference.warp(x, flow, mode, padding)
     else:
-        out, valid = _transforms.run("warp", x, flow.to(reference.accumulate_dtype(x.dtype)), mode, padding)
+        simple = choose("warp", x.dtype, x.device) == SIMPLE
+        out, valid = _transforms.run("warp", x, flow.to(reference.accumulate_dtype(x.dtype)), mode, padding, simple)
     return (out, valid) if return_valid else out
 
 
@@ -77,7 +79,9 @@ def _empty_like(x: Tensor, height: int, width: int) -> Tensor:
     return result.contiguous(memory_format=torch.channels_last) if last else result
 
 
-def _fake(x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros") -> tuple[Tensor, Tensor]:
+def _fake(
+    x: Tensor, flow: Tensor, mode: str = "bilinear", padding: str = "zeros", simple: bool = False
+) -> tuple[Tensor, Tensor]:
     ho, wo = flow.shape[2:]
     return _empty_like(x, ho, wo), x.new_empty(x.shape[0], ho, wo, dtype=torch.bool)
 
@@ -91,13 +95,14 @@ def _fake_backward(
     need_x: bool,
     need_flow: bool,
     deterministic: bool,
+    simple: bool = False,
 ) -> tuple[Tensor, Tensor]:
     grad_x = _empty_like(x, *x.shape[2:]) if need_x else x.new_empty(0)
     return grad_x, flow.new_empty(flow.shape if need_flow else (0,))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, flow, ctx.mode, ctx.padding = inputs
+    x, flow, ctx.mode, ctx.padding, ctx.simple = inputs
     ctx.save_for_backward(x, flow)
     ctx.mark_non_differentiable(output[1])
 
@@ -106,16 +111,16 @@ def _backward(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tens
     x, flow = ctx.saved_tensors
     need_x, need_flow = ctx.needs_input_grad[:2]
     if grad_out is None:
-        return None, None, None, None
+        return None, None, None, None, None
     deterministic = torch.are_deterministic_algorithms_enabled()
     grad_x, grad_flow = _transforms.run(
-        "warp_backward", grad_out, x, flow, ctx.mode, ctx.padding, need_x, need_flow, deterministic
+        "warp_backward", grad_out, x, flow, ctx.mode, ctx.padding, need_x, need_flow, deterministic, ctx.simple
     )
-    return grad_x if need_x else None, grad_flow if need_flow else None, None, None
+    return grad_x if need_x else None, grad_flow if need_flow else None, None, None, None
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    grad_out, x, flow, ctx.mode, ctx.padding, ctx.need_x, ctx.need_flow, _ = inputs
+    grad_out, x, flow, ctx.mode, ctx.padding, ctx.need_x, ctx.need_flow, _, _ = inputs
     ctx.save_for_backward(grad_out, x, flow)
 
 
@@ -127,7 +132,7 @@ def _double_backward(ctx: Any, gg_x: Tensor | None, gg_flow: Tensor | None) -> t
         (grad_out,),
         (gg_x if ctx.need_x else None, gg_flow if ctx.need_flow else None),
     )
-    return outputs[0], inputs[0], inputs[1], None, None, None, None, None
+    return outputs[0], inputs[0], inputs[1], *(None,) * 6
 
 
 if _library.is_available():

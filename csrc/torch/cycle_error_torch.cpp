@@ -48,8 +48,9 @@ CycleErrorParams params_of(const Tensor& flow_ab, const Tensor& flow_ba) {
   return p;
 }
 
-std::tuple<Tensor, Tensor> cycle_error(Tensor flow_ab, Tensor flow_ba) {
+std::tuple<Tensor, Tensor> cycle_error(Tensor flow_ab, Tensor flow_ba, bool simple) {
   CycleErrorParams p = params_of(flow_ab, flow_ba);
+  p.simple = simple;
   Tensor error = empty(flow_ab, {p.batch, p.height_a, p.width_a}, accumulate_type(p.flow_ab.dtype));
   Tensor valid = empty(flow_ab, {p.batch, p.height_a, p.width_a}, DType::kBool);
   p.error = view<3>(error);
@@ -59,9 +60,9 @@ std::tuple<Tensor, Tensor> cycle_error(Tensor flow_ab, Tensor flow_ba) {
 }
 
 std::tuple<Tensor, Tensor> cycle_error_backward(Tensor grad_error, Tensor flow_ab, Tensor flow_ba, bool need_ab,
-                                                bool need_ba, bool deterministic) {
+                                                bool need_ba, bool deterministic, bool simple) {
   CycleErrorParams p = params_of(flow_ab, flow_ba);
-  p.deterministic = deterministic;
+  p.deterministic = deterministic, p.simple = simple;
   const DType dtype = p.flow_ab.dtype, accumulate = accumulate_type(dtype);
   p.grad_error = grad_view<3>(grad_error, flow_ab, {p.batch, p.height_a, p.width_a}, accumulate);
   Tensor grad_ab = need_ab ? empty(flow_ab, sizes_of(flow_ab), accumulate) : nothing(flow_ab, dtype);
@@ -75,10 +76,10 @@ std::tuple<Tensor, Tensor> cycle_error_backward(Tensor grad_error, Tensor flow_a
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
-  m.def("cycle_error(Tensor flow_ab, Tensor flow_ba) -> (Tensor error, Tensor valid)");
+  m.def("cycle_error(Tensor flow_ab, Tensor flow_ba, bool simple=False) -> (Tensor error, Tensor valid)");
   m.def(
       "cycle_error_backward(Tensor grad_error, Tensor flow_ab, Tensor flow_ba, bool need_ab, bool need_ba, "
-      "bool deterministic) -> (Tensor grad_ab, Tensor grad_ba)");
+      "bool deterministic, bool simple=False) -> (Tensor grad_ab, Tensor grad_ba)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cosegflow, CPU, m) {

@@ -69,8 +69,9 @@ Tensor empty_like_x(const Tensor& x, int64_t height, int64_t width, DType dtype)
   return torch::stable::transpose(torch::stable::transpose(pixels, 1, 3), 2, 3);
 }
 
-std::tuple<Tensor, Tensor> warp(Tensor x, Tensor flow, std::string mode, std::string padding) {
+std::tuple<Tensor, Tensor> warp(Tensor x, Tensor flow, std::string mode, std::string padding, bool simple) {
   WarpParams p = params_of(x, flow, mode, padding);
+  p.simple = simple;
   Tensor out = empty_like_x(x, p.out_height, p.out_width, p.x.dtype);
   Tensor valid = empty(x, {p.batch, p.out_height, p.out_width}, DType::kBool);
   p.out = view<4>(out);
@@ -88,8 +89,9 @@ bool takes_grad_x(const WarpParams& p, const Tensor& x) {
 }
 
 std::tuple<Tensor, Tensor> warp_backward(Tensor grad_out, Tensor x, Tensor flow, std::string mode, std::string padding,
-                                         bool need_x, bool need_flow, bool deterministic) {
+                                         bool need_x, bool need_flow, bool deterministic, bool simple) {
   WarpParams p = params_of(x, flow, mode, padding);
+  p.simple = simple;
   p.deterministic = deterministic;
   require_same_device(grad_out, x);
   p.grad_out = view<4>(grad_out);
@@ -120,10 +122,12 @@ std::tuple<Tensor, Tensor> warp_backward(Tensor grad_out, Tensor x, Tensor flow,
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cosegflow, m) {
-  m.def("warp(Tensor x, Tensor flow, str mode=\"bilinear\", str padding=\"zeros\") -> (Tensor out, Tensor valid)");
+  m.def(
+      "warp(Tensor x, Tensor flow, str mode=\"bilinear\", str padding=\"zeros\", bool simple=False) -> (Tensor out, "
+      "Tensor valid)");
   m.def(
       "warp_backward(Tensor grad_out, Tensor x, Tensor flow, str mode, str padding, bool need_x, bool need_flow, "
-      "bool deterministic) -> (Tensor grad_x, Tensor grad_flow)");
+      "bool deterministic, bool simple=False) -> (Tensor grad_x, Tensor grad_flow)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cosegflow, CPU, m) {

@@ -1,8 +1,9 @@
 // cycle_error on CUDA: which kernels, workspace and launches.
 #include "common/cycle_error_checks.h"
 #include "common/dispatch.h"
+#include "common/log.h"
 #include "cycle_error/cycle_error_kernels.cuh"
-#include "cycle_error/cycle_error_plain_kernels.cuh"
+#include "cycle_error/cycle_error_simple_kernels.cuh"
 #include "warp/warp_gather_launch.cuh"
 
 namespace cosegflow {
@@ -28,9 +29,9 @@ WarpParams as_warp(const CycleErrorParams& p, const KeptSamples<A>& kept) {
   return w;
 }
 
-// Whether planes have 31 bits, and the tiles of all images fit a grid.
+// Whether planes have 31 bits, and the tiles of all images fit a grid; and the simple kernels were not asked for.
 bool fast_sizes(const CycleErrorParams& p) {
-  return bounded_product(INT32_MAX, p.height_b, p.width_b) <= INT32_MAX &&
+  return !p.simple && bounded_product(INT32_MAX, p.height_b, p.width_b) <= INT32_MAX &&
          bounded_product(INT32_MAX, p.batch, p.height_a, p.width_a) <= INT32_MAX &&
          short_offsets(p.flow_ab, 1, p.height_a, p.width_a) && short_offsets(p.flow_ba, 1, p.height_b, p.width_b);
 }
@@ -83,29 +84,29 @@ Status backward_fast(const CycleErrorParams& p, void* workspace, Stream stream) 
   return s;
 }
 
-Status plain_grid(const CycleErrorParams& p, dim3& grid) {
-  const int64_t tiles = (p.height_a * p.width_a + cycle_plain::kThreads - 1) / cycle_plain::kThreads;
+Status simple_grid(const CycleErrorParams& p, dim3& grid) {
+  const int64_t tiles = (p.height_a * p.width_a + cycle_simple::kThreads - 1) / cycle_simple::kThreads;
   if (tiles * p.batch > INT32_MAX) return Status{"cycle_error: too many pixels for one launch"};
   grid = dim3(static_cast<unsigned>(tiles * p.batch));
   return {};
 }
 
 template <class T>
-Status backward_plain(const CycleErrorParams& p, Stream stream) {
+Status backward_simple(const CycleErrorParams& p, Stream stream) {
   dim3 grid;
-  if (Status s = plain_grid(p, grid); !s.ok()) return s;
-  const dim3 threads(cycle_plain::kThreads);
+  if (Status s = simple_grid(p, grid); !s.ok()) return s;
+  const dim3 threads(cycle_simple::kThreads);
   const bool wants_ba = p.grad_ba.data != nullptr, scatter = wants_ba && !p.deterministic;
   if (wants_ba) {
     if (Status s = clear_grad_ba(p, stream); !s.ok()) return s;
   }
   if (p.grad_ab.data != nullptr || scatter) {
-    Status s = launch(&cycle_plain::cycle_error_plain_backward_kernel<T>, grid, threads, 0, stream, p, scatter);
+    Status s = launch(&cycle_simple::cycle_error_simple_backward_kernel<T>, grid, threads, 0, stream, p, scatter);
     if (!s.ok()) return s;
   }
   if (!wants_ba || scatter) return {};
-  const dim3 planes(static_cast<unsigned>((2 * p.batch + cycle_plain::kThreads - 1) / cycle_plain::kThreads));
-  return launch(&cycle_plain::cycle_error_plain_scatter_kernel<T>, planes, threads, 0, stream, p);
+  const dim3 planes(static_cast<unsigned>((2 * p.batch + cycle_simple::kThreads - 1) / cycle_simple::kThreads));
+  return launch(&cycle_simple::cycle_error_simple_scatter_kernel<T>, planes, threads, 0, stream, p);
 }
 
 }  // namespace
@@ -114,13 +115,17 @@ Status cycle_error_forward_cuda(const CycleErrorParams& p, Stream stream) {
   if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   return dispatch_floating(p.flow_ab.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
+    const char* const why =
+        p.simple ? "the simple kernels were asked for" : "offsets within a plane need more than 31 bits";
+    log_path("cycle_error", fast_sizes(p) ? "tiles" : "simple kernels", fast_sizes(p) ? nullptr : why);
     if (fast_sizes(p)) {
       const TileGrid grid = tile_grid(p.height_a, p.width_a, kRows, kRowWidth);
       return launch(&cycle_error_forward_kernel<T>, dim3(blocks_of(grid, p.batch)), dim3(kThreads), 0, stream, p, grid);
     }
     dim3 grid;
-    if (Status s = plain_grid(p, grid); !s.ok()) return s;
-    return launch(&cycle_plain::cycle_error_plain_forward_kernel<T>, grid, dim3(cycle_plain::kThreads), 0, stream, p);
+    if (Status s = simple_grid(p, grid); !s.ok()) return s;
+    return launch(&cycle_simple::cycle_error_simple_forward_kernel<T>, grid, dim3(cycle_simple::kThreads), 0, stream,
+                  p);
   });
 }
 
@@ -135,7 +140,7 @@ Status cycle_error_backward_cuda(const CycleErrorParams& p, void* workspace, Str
   return dispatch_floating(p.flow_ab.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
     const bool fast = fast_sizes(p) && (gathers(p) || !p.deterministic || p.grad_ba.data == nullptr);
-    return fast ? backward_fast<T>(p, workspace, stream) : backward_plain<T>(p, stream);
+    return fast ? backward_fast<T>(p, workspace, stream) : backward_simple<T>(p, stream);
   });
 }
 

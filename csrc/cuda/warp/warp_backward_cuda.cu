@@ -11,7 +11,7 @@ using namespace warp_cuda;
 
 Status flow_gradient(const WarpParams& p, Stream stream) {
   if (!fast_sizes(p) || !short_offsets(p.grad_out, 1, p.out_height, p.out_width)) {
-    return warp_flow_gradient_plain(p, stream);
+    return warp_flow_gradient_simple(p, stream);
   }
   return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
@@ -50,7 +50,7 @@ Status warp_backward_cuda(const WarpParams& p, void* workspace, Stream stream) {
     if (Status s = flow_gradient(p, stream); !s.ok()) return s;
   }
   if (p.grad_x.data == nullptr) return {};
-  return warp_gathers(p) ? warp_x_gradient_gather(p, workspace, stream) : warp_x_gradient_plain(p, stream);
+  return warp_gathers(p) ? warp_x_gradient_gather(p, workspace, stream) : warp_x_gradient_simple(p, stream);
 }
 
 }  // namespace cosegflow

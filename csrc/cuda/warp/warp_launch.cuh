@@ -10,8 +10,9 @@ constexpr int64_t kMostBlocks = INT32_MAX, kMostRuns = 65535;
 constexpr int kBlocksPerMultiprocessor = 6;  // at least, where there is work enough
 
 // Whether x and the flow have offsets of 32 bits within a plane, and the tiles of all images fit a grid. With
-// anything larger or stranger the plain kernels work, at their own speed.
+// anything larger or stranger the simple kernels work, at their own speed, and where they are asked for.
 inline bool fast_sizes(const WarpParams& p) {
+  if (p.simple) return false;
   const bool small = bounded_product(INT32_MAX, p.height, p.width) <= INT32_MAX &&
                      bounded_product(INT32_MAX, p.batch, p.out_height, p.out_width) <= INT32_MAX &&
                      p.channels <= kMostRuns * 4;
@@ -44,9 +45,9 @@ inline int channels_of_block(const TileGrid& grid, int64_t batch, int64_t channe
 }
 
 // What the files of warp have for each other. The params have been checked.
-Status warp_forward_plain(const WarpParams& p, Stream stream);
-Status warp_flow_gradient_plain(const WarpParams& p, Stream stream);
-Status warp_x_gradient_plain(const WarpParams& p, Stream stream);
+Status warp_forward_simple(const WarpParams& p, Stream stream);
+Status warp_flow_gradient_simple(const WarpParams& p, Stream stream);
+Status warp_x_gradient_simple(const WarpParams& p, Stream stream);
 
 // Both gradients at once, for few channels.
 bool warp_scatters(const WarpParams& p);

@@ -9,6 +9,7 @@ struct CycleErrorParams {
   int64_t batch = 0;
   int64_t height_a = 0, width_a = 0;  // of flow_ab, error and valid
   int64_t height_b = 0, width_b = 0;  // of flow_ba
+  bool simple = false;                // CUDA: the plainly right kernels instead of the fast ones
   bool deterministic = false;         // backward on CUDA: bit-equal from run to run, slower
 
   View4 flow_ab;  // (B, 2, Ha, Wa), any floating type, pixels; non-finite counts as outside

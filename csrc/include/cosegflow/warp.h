@@ -14,6 +14,7 @@ struct WarpParams {
   int64_t out_height = 0, out_width = 0;  // of flow and out
   WarpMode mode = WarpMode::kBilinear;
   WarpPadding padding = WarpPadding::kZeros;
+  bool simple = false;         // CUDA: the plainly right kernels instead of the fast ones
   bool deterministic = false;  // backward on CUDA: bit-equal from run to run, slower
 
   View4 x;     // (B, C, H, W), any floating type

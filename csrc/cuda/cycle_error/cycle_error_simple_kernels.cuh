@@ -8,7 +8,7 @@
 #include "common/cycle_error_math.h"
 #include "primitives/launch.cuh"
 
-namespace cosegflow::cycle_plain {
+namespace cosegflow::cycle_simple {
 
 constexpr int kThreads = 256;
 
@@ -31,7 +31,7 @@ __device__ __forceinline__ T& at(const View3& view, int64_t b, int64_t row, int6
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) cycle_error_plain_forward_kernel(CycleErrorParams p) {
+__global__ void __launch_bounds__(kThreads) cycle_error_simple_forward_kernel(CycleErrorParams p) {
   using A = accumulate_t<T>;
   const PixelOfThread here = pixel_of_thread(p);
   if (!here.exists) return;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) cycle_error_plain_forward_kernel(Cyc
 
 // grad_ba is 0 before, where it is wanted.
 template <class T>
-__global__ void __launch_bounds__(kThreads) cycle_error_plain_backward_kernel(CycleErrorParams p, bool scatter) {
+__global__ void __launch_bounds__(kThreads) cycle_error_simple_backward_kernel(CycleErrorParams p, bool scatter) {
   using A = accumulate_t<T>;
   const PixelOfThread here = pixel_of_thread(p);
   if (!here.exists) return;
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kThreads) cycle_error_plain_backward_kernel(Cy
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) cycle_error_plain_scatter_kernel(CycleErrorParams p) {
+__global__ void __launch_bounds__(kThreads) cycle_error_simple_scatter_kernel(CycleErrorParams p) {
   using A = accumulate_t<T>;
   const int64_t plane_id = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (plane_id >= 2 * p.batch) return;
@@ -88,4 +88,4 @@ __global__ void __launch_bounds__(kThreads) cycle_error_plain_scatter_kernel(Cyc
   }
 }
 
-}  // namespace cosegflow::cycle_plain
+}  // namespace cosegflow::cycle_simple

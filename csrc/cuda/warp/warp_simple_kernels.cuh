@@ -14,7 +14,7 @@
 #include "common/warp_math.h"
 #include "primitives/launch.cuh"
 
-namespace cosegflow::warp_plain {
+namespace cosegflow::warp_simple {
 
 constexpr int kThreads = 256;
 constexpr int kChannels = 16;
@@ -44,7 +44,7 @@ __device__ __forceinline__ WarpPoint<A> point_of_pixel(const WarpParams& p, int6
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) warp_plain_forward_kernel(WarpParams p) {
+__global__ void __launch_bounds__(kThreads) warp_simple_forward_kernel(WarpParams p) {
   using A = accumulate_t<T>;
   const PixelOfThread pixel = pixel_of_thread(p);
   if (!pixel.exists) return;
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) warp_plain_forward_kernel(WarpParams
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) warp_plain_flow_gradient_kernel(WarpParams p) {
+__global__ void __launch_bounds__(kThreads) warp_simple_flow_gradient_kernel(WarpParams p) {
   using A = accumulate_t<T>;
   const PixelOfThread pixel = pixel_of_thread(p);
   if (!pixel.exists) return;
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) warp_plain_flow_gradient_kernel(Warp
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) warp_plain_atomic_kernel(WarpParams p) {
+__global__ void __launch_bounds__(kThreads) warp_simple_atomic_kernel(WarpParams p) {
   using A = accumulate_t<T>;
   const PixelOfThread pixel = pixel_of_thread(p);
   if (!pixel.exists) return;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) warp_plain_atomic_kernel(WarpParams 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) warp_plain_deterministic_kernel(WarpParams p) {
+__global__ void __launch_bounds__(kThreads) warp_simple_deterministic_kernel(WarpParams p) {
   using A = accumulate_t<T>;
   const int64_t plane_id = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (plane_id >= p.batch * p.channels) return;
@@ -125,4 +125,4 @@ __global__ void __launch_bounds__(kThreads) warp_plain_deterministic_kernel(Warp
   }
 }
 
-}  // namespace cosegflow::warp_plain
+}  // namespace cosegflow::warp_simple
