@@ -107,6 +107,7 @@ FLOWS = {
 # (channels, Ha, Wa, Hb, Wb, radius): part of a chunk of channels, several; runs of pixels with a tail; several pieces
 FLOW_SHAPES = [
     (3, 34, 35, 11, 14, 1),
+    (3, 34, 35, 13, 16, 1),
     (9, 13, 18, 12, 17, 4),
     (130, 3, 10, 4, 9, 2),
     (20, 4, 9, 15, 13, 7),

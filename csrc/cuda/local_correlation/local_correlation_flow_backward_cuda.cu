@@ -69,8 +69,12 @@ template <class T>
 Status gradient_to_b(const LocalCorrelationParams& p, const Workspace<T>& w, Stream stream) {
   const WindowPlaces<accumulate_t<T>> places{p, w.a.norms};
   if (Status s = warp_cuda::build_inverse_map(places, p.batch, w.map, stream); !s.ok()) return s;
-  const RunGrid grid = run_grid(p.height_b, p.width_b, kRunPixels, kWarps);
   const int chunks = chunks_of<T>(w.a.rows.vectors);
+  // A block has four runs, or one where fb is small: then its warps share what lands there.
+  RunGrid grid = run_grid(p.height_b, p.width_b, kRunPixels, kWarps);
+  if (p.batch * grid.blocks * chunks < 2 * int64_t{multiprocessors()}) {
+    grid = run_grid(p.height_b, p.width_b, kRunPixels, 1);
+  }
   const GatheredWindows<T> from{w.map, w.a.rows, w.products, static_cast<int>(p.side()) + 1};
   const dim3 blocks(static_cast<unsigned>(p.batch * grid.blocks * chunks));
   Status s = launch(&local_correlation_flow_grad_b_kernel<T>, blocks, dim3(kFlowThreads), 0, stream, from, p.channels,

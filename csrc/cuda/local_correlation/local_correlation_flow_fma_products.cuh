@@ -65,6 +65,7 @@ struct FmaProducts {
           Acc sum = Acc(0);
 #pragma unroll
           for (int i = 0; i < O::kPieces; ++i) {
+            if (!kWhole && i >= channels.pieces) break;
 #pragma unroll
             for (int j = 0; j < O::kVector; ++j) sum += features[k][i][j] * tap[i][j];
           }

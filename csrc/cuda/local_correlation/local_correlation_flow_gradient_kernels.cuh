@@ -9,7 +9,8 @@
 // to fb: a gather by the map of where windows lie (warp/warp_inverse.cuh). A window lies in the cell of its first tap,
 //   cells reach 2r+1 beyond fb, so pixel q is reached from (2r+2)^2 cells: 2r+2 runs of the list, for four neighbours
 //   of q 3 cells longer. A lane fetches a landing, the octets take two each of 32. No atomics: one order of every sum.
-//   Runs with over 1024 landings (all windows at one place) are taken by the whole block, one run after the other.
+//   Runs with over 1024 landings, and twice the block's mean, are taken by the whole block, one after the other; and
+//   where fb is small, a block has one run.
 // Loads of a step (8 of 16 bytes a lane) are in flight together; 12 warps a multiprocessor hide their wait. Must move,
 // for smooth flow, 3.3 rows of taps a pixel and row of its window through the first-level cache, both features and E
 // once through memory; 2 B (2r+2)^2 C Ha Wa FLOPs for each, 1.3 to 1.6 times that are issued. Up to 168 registers; 230
@@ -21,7 +22,7 @@
 
 namespace cosegflow::local_correlation_cuda {
 
-constexpr int kCrowded = 1024;   // landings that the warp of a run still takes alone
+constexpr int kCrowded = 1024;   // landings that the warp of a run still takes alone, whatever the others have
 constexpr int kBlockTaps = 128;  // products of a block
 
 // E (B, Ha * Wa, taps), taps = (2r+2)^2. From a flat grid over (image, 32 pixels, 128 taps).
@@ -171,6 +172,9 @@ struct RunReach {
   }
 };
 
+// Who forms the sums of a warp's run: the warp, all of them together, or another block.
+constexpr int kOwn = 0, kTogether = 1, kAbsent = 2;
+
 // What the sums over landings read.
 template <class T>
 struct GatheredWindows {
@@ -180,8 +184,8 @@ struct GatheredWindows {
   int size;                         // of a window's side
 };
 
-// Adds the rows of the landings of a run of fb, 32 at a time; with all warps of the block `together` every fourth 32 of
-// a row of cells.
+// Adds the rows of the landings of a run of fb, 32 at a time; with all warps of the block `together` every fourth 32
+// of a row of cells.
 template <RowLoads kLoads, class T>
 __device__ __forceinline__ void add_landings(const GatheredWindows<T>& from, int b, const RunReach& reach, int own_x,
                                              const LaneChannels<T>& channels, bool together, RunSums<T>& sums) {
@@ -194,8 +198,9 @@ __device__ __forceinline__ void add_landings(const GatheredWindows<T>& from, int
 #pragma unroll 1
   for (int i = from.size - 1; i >= 0; --i, cells += from.map.pitch) {  // windows that begin i rows above q
     const int begin = cells[0], count = cells[reach.cells] - begin;
+    // Together another warp begins in each row, since most rows have few landings.
 #pragma unroll 1
-    for (int group = together ? static_cast<int>(threadIdx.x) / 32 * 32 : 0; group < count;
+    for (int group = together ? ((static_cast<int>(threadIdx.x) + 32 * i) & (kFlowThreads - 32)) : 0; group < count;
          group += together ? kFlowThreads : 32) {
       const int here = min(32, count - group);
       const WindowLanding<Acc> landing = from.map.landings[pixels + (begin + group + min(lane, here - 1))];
@@ -226,12 +231,21 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
                                          GradientTarget<T> target) {
   using Flags = int[kWarps];
   CSF_SHARED(SumTile<T>, tile);
-  CSF_SHARED(Flags, crowded);
+  CSF_SHARED(Flags, crowded);  // kOwn, kTogether, kAbsent
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const GradientPlace at(grid, chunks);
   const LaneChannels<T> channels(at.chunk, from.rows_a.vectors);
   const int landings = RunReach(from.map, grid, at.b, at.run, from.size).count(from.map.pitch, from.size);
-  if (thread % 32 == 0) crowded[warp] = landings > kCrowded ? 1 : 0;
+  if (thread % 32 == 0) crowded[warp] = landings;
+  __syncthreads();
+  int mean = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) mean += crowded[w] / kWarps;
+  __syncthreads();
+  if (thread % 32 == 0) {
+    const bool shared = grid.of_block == 1 || (landings > kCrowded && landings / 2 > mean);
+    crowded[warp] = warp >= grid.of_block ? kAbsent : shared ? kTogether : kOwn;
+  }
   __syncthreads();
 
   // First every warp its own run, where that is not crowded; then all warps one crowded run after the other.
@@ -239,7 +253,7 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
 #pragma unroll 1
   do {
     const bool together = crowd_run >= 0;
-    if (together || crowded[warp] == 0) {
+    if (together || crowded[warp] == kOwn) {
       const int run = together ? at.first_run + crowd_run : at.run;
       RunSums<T> sums;
       const RunReach reach(from.map, grid, at.b, run, from.size);
@@ -253,7 +267,7 @@ __global__ void __launch_bounds__(kFlowThreads, kFlowBlocks<T>)
     __syncthreads();
     unsigned crowd = 0;  // of runs still to come
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) crowd |= static_cast<unsigned>(crowded[w] != 0 && w > crowd_run) << w;
+    for (int w = 0; w < kWarps; ++w) crowd |= static_cast<unsigned>(crowded[w] == kTogether && w > crowd_run) << w;
     if (together) {
       tile.add_warps(crowd_run);
       __syncthreads();

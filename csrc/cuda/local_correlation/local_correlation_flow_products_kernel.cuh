@@ -1,9 +1,8 @@
 // local_correlation along a flow: the inner products of pixels with their windows, and what is made of them: the
 // output, or the gradient to the flow. The math of windows is common/window_math.h.
 //
-// A warp has a run of neighbouring pixels, four or (halves) eight, or shares it with others of the block where there
-// are
-//   few. An engine adds the products of the run with one piece of its windows (local_correlation_flow_fma_products.cuh,
+// A warp has a run of neighbouring pixels, four or (halves) eight; where there are few, warps of a block share runs.
+//   An engine adds the products of the run with one piece of its windows (local_correlation_flow_fma_products.cuh,
 //   local_correlation_flow_mma_products.cuh) to shared memory: 10 x 10 of up to 16 (32) pixels, 6.5 or 13 KB.
 // forward: then the block interpolates, threads over (output, pixel): planes are written in neighbouring pixels.
 // gradient to the flow: instead the products are weighed with the slopes and grad_out; a thread sums a slice of the

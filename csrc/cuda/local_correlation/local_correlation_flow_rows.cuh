@@ -48,11 +48,13 @@ struct LaneChannels {
   using Acc = accumulate_t<T>;
   using Values = Acc[O::kPieces][O::kVector];
   int first, vectors;
-  bool whole;  // every lane has all of its vectors: the same in all lanes
+  int pieces;  // that any lane has; the same in all lanes, as is
+  bool whole;  // whether every lane has all of its vectors
 
   __device__ __forceinline__ LaneChannels(int chunk, int vectors_of_pixel)
       : first(chunk * O::kLanes * O::kPieces + static_cast<int>(threadIdx.x) % O::kLanes),
         vectors(vectors_of_pixel),
+        pieces((vectors_of_pixel - chunk * O::kLanes * O::kPieces + O::kLanes - 1) / O::kLanes),
         whole((chunk + 1) * O::kLanes * O::kPieces <= vectors_of_pixel) {}
 
   template <bool kWhole>

@@ -155,7 +155,7 @@ __device__ __forceinline__ void write_tile(const SumTile<T>& tile, const RunGrid
                                            int64_t channels, unsigned but, const GradientTarget<T>& target) {
   const int slot = static_cast<int>(threadIdx.x) % kBlockPixels, slice = static_cast<int>(threadIdx.x) / kBlockPixels;
   const RunPixel pixel = pixel_of_run(grid, at.first_run + slot / kRunPixels, slot % kRunPixels);
-  if (!pixel.exists || (but >> (slot / kRunPixels) & 1u) != 0) return;
+  if (!pixel.exists || slot / kRunPixels >= grid.of_block || (but >> (slot / kRunPixels) & 1u) != 0) return;
   const int64_t n = static_cast<int64_t>(grid.height) * grid.width;
   const int64_t first = static_cast<int64_t>(at.chunk) * Octets<T>::kChunk, left = channels - first;
   const int count = left < Octets<T>::kChunk ? static_cast<int>(left) : Octets<T>::kChunk;

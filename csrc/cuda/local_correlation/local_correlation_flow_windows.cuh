@@ -19,7 +19,7 @@ constexpr int kStepTaps = kTapsAtOnce * 4;  // of a warp
 constexpr int kFlowThreads = 128, kWarps = kFlowThreads / 32;
 template <class T>
 constexpr int kFlowBlocks = sizeof(T) == 8 ? 2 : 3;
-constexpr int kBlockPixels = kWarps * kRunPixels;  // at most
+constexpr int kBlockPixels = kWarps * kRunPixels;  // of the gradients to features
 
 // How an image is cut into runs of pixels of a row, and those into blocks.
 struct RunGrid {
@@ -74,7 +74,7 @@ struct Box {
   }
 };
 
-// Taps of a box by number, row by row. Up to kRunPixels pieces' taps, so that the quotient by a multiplication is
+// Taps of a box by number, row by row. Up to eight pieces' taps, so that the quotient by a multiplication is
 // exact.
 struct BoxTaps {
   int left, top, columns, count;

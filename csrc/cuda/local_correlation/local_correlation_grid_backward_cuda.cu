@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/dispatch.h"
+#include "common/log.h"
 #include "local_correlation/local_correlation_backward_fma_kernel.cuh"
 #include "local_correlation/local_correlation_backward_mma_kernel.cuh"
 #include "local_correlation/local_correlation_grid_launch.cuh"
@@ -140,7 +141,10 @@ Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream)
   Arena arena(workspace);
   const Workspace<T> w(p, arena);
   const bool need_a = p.grad_fa.data != nullptr, need_b = p.grad_fb.data != nullptr;
-  if ((need_b && !aligned(w.a)) || (need_a && !aligned(w.b))) return simple_backward(p, workspace, stream);
+  if ((need_b && !aligned(w.a)) || (need_a && !aligned(w.b))) {
+    log_path("local_correlation", "simple kernels", "features are not aligned to four pixels");
+    return simple_backward(p, workspace, stream);
+  }
   if (Status s = compute_norms(p, w.sides, stream); !s.ok()) return s;
   if (need_a) {
     if (Status s = gradient_of_side<false>(p, w, stream); !s.ok()) return s;

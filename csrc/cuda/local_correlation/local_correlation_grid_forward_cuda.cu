@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "common/dispatch.h"
+#include "common/log.h"
 #include "local_correlation/local_correlation_forward_fma_kernel.cuh"
 #include "local_correlation/local_correlation_forward_mma_kernel.cuh"
 #include "local_correlation/local_correlation_grid_launch.cuh"
@@ -22,7 +23,10 @@ template <class T>
 Status forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   Arena arena(workspace);
   const Workspace<T> w(p, arena);
-  if (!aligned(w.a) || !aligned(w.b)) return simple_forward(p, workspace, stream);
+  if (!aligned(w.a) || !aligned(w.b)) {
+    log_path("local_correlation", "simple kernels", "features are not aligned to four pixels");
+    return simple_forward(p, workspace, stream);
+  }
   if (Status s = compute_norms(p, w.sides, stream); !s.ok()) return s;
   Side<T> plain_a = w.sides.a, plain_b = w.sides.b;  // norms are applied to the products
   plain_a.inverse_norm = plain_b.inverse_norm = nullptr;

@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(kThreads)
     const int plane =
         kMirrored ? (pieces.radius - oy) * side + pieces.radius - ox : (pieces.radius + oy) * side + pieces.radius + ox;
     const View4& g = p.grad_out;
-    const T* const from =
-        static_cast<const T*>(g.data) + b * g.stride[0] + plane * g.stride[1] + (kMirrored ? other_y : y) * g.stride[2];
+    const T* const from = static_cast<const T*>(g.data) + b * g.stride[0] + plane_of_a * g.stride[1] +
+                          (kMirrored ? other_y : y) * g.stride[2];
 #pragma unroll
     for (int i = 0; i < kUnit; ++i) {
       const int x = x0 + i, other_x = x + ox;

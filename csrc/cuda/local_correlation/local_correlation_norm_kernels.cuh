@@ -1,4 +1,4 @@
-// local_correlation: the norms of features, and the gradient through them, for all of its families of kernels.
+// local_correlation: the norms of features for the kernels of planes, and the gradient through norms for all.
 //
 // A block has 32 neighbouring pixels and all channels, 32 at a time (local_correlation_feature_tile.cuh); a warp has
 // every eighth channel. The 8 sums for a pixel meet in shared memory, in one order.

@@ -11,7 +11,7 @@
 //   starts   a block a row of cells: the sums of the counts, from a place that the row takes from its image's counter
 //   place    a thread a pixel: its name to its place
 //   order    a thread a cell of up to 16 pixels, a warp a fuller one: raster order; and what a gather wants to know of
-//            each pixel, 8 or 16 bytes
+//            each pixel
 // A very full cell (all pixels of an image may land in one) is not sorted: its block looks at all pixels of the image
 // in raster order and takes those that land there.
 //
@@ -190,13 +190,14 @@ struct FullCells {
 
 template <class P>
 __global__ void __launch_bounds__(kThreads)
-    warp_inverse_order_kernel(P where, InverseMap<typename P::Landing> map, int64_t cells) {
+    warp_inverse_order_kernel(P where, InverseMap<typename P::Landing> map, int64_t cells, int of_block) {
   constexpr int kFew = 16;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * of_block + thread;
   const int per_image = map.rows * map.pitch;
   int begin = 0, n = 0, cell = 0;
   int64_t b = 0;
-  if (index < cells) {
+  if (thread < of_block && index < cells) {
     b = index / per_image, cell = static_cast<int>(index % per_image);
     if (cell % map.pitch < map.pitch - 1) begin = map.starts[index], n = map.starts[index + 1] - begin;
   }
@@ -206,7 +207,6 @@ __global__ void __launch_bounds__(kThreads)
     for (int i = 0; i < n; ++i) landings[count_before(places, n, places[i])] = where.landing(b, places[i]);
   }
   CSF_SHARED(FullCells, full);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   if (thread == 0) full.count = 0;
   __syncthreads();
   const bool later = n > kFew && very_full(map, n);
@@ -240,8 +240,11 @@ Status build_inverse_map(const P& places, int64_t batch, const InverseMap<typena
                0, stream, map);
   }
   if (s.ok()) s = launch(&warp_inverse_place_kernel<P>, pixels, threads, 0, stream, places, map);
-  const dim3 groups(static_cast<unsigned>((cells + kThreads - 1) / kThreads));
-  if (s.ok()) s = launch(&warp_inverse_order_kernel<P>, groups, threads, 0, stream, places, map, cells);
+  // Few cells to a block where there are few, since those may be full.
+  const int64_t share = cells / (4 * int64_t{multiprocessors()}), of_block = share < 1 ? 1 : share;
+  const int few = static_cast<int>(of_block < kThreads ? of_block : kThreads);
+  const dim3 groups(static_cast<unsigned>((cells + few - 1) / few));
+  if (s.ok()) s = launch(&warp_inverse_order_kernel<P>, groups, threads, 0, stream, places, map, cells, few);
   return s;
 }
 
