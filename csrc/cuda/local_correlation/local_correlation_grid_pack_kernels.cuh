@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kUnit; ++i) unit.v[i] = from_float<T>(accumulate_t<T>(0));
   if (pieces.owns(piece_y, dy) && pieces.owns(piece_x, dx) && other_y >= 0 && other_y < sides.other_height) {
     const int side = 2 * pieces.radius + 1;
-    const int plane =
+    const int plane_of_a =
         kMirrored ? (pieces.radius - oy) * side + pieces.radius - ox : (pieces.radius + oy) * side + pieces.radius + ox;
     const View4& g = p.grad_out;
     const T* const from = static_cast<const T*>(g.data) + b * g.stride[0] + plane_of_a * g.stride[1] +
