@@ -21,9 +21,9 @@ SELECTED = {
     "correlation": "(test_values_and_gradients and (shape1 or shape2 or shape4)) or test_layouts",
     "correlation_hopper": "(test_shapes and (warpgroup or odd or bands)) or (test_gradients and (odd or aligned))",
     "soft_argmax": "test_masks or test_words or test_not_contiguous or (test_shapes and (shape1 or shape3))",
-    "local_correlation": "(test_values_and_gradients and (shape1 or shape3)) or test_layouts or test_outside"
-    " or (along_a_flow and float32 and plain and (place or torn) and not x130)",
-    "local_correlation_grid": "test_layouts or test_only or (test_tiles and plain and not beyond)",
+    "local_correlation": "(test_values_and_gradients and fast and shape1 and (float32 or bfloat16)) or test_outside or "
+    "(test_kernels_along and plain and (34x35x13 or 130x3) and not float64)",
+    "local_correlation_grid": "(test_layouts or test_only or (test_tiles and plain and not beyond)) and not float64",
     "transfer": "test_masks or test_layouts or test_value_channels or test_huge or (test_many_tiles and float32)",
     "return_index": "test_masks or test_beta or test_the_lowest",
     "kernel_sigma": "masks or test_rows or test_beta or (test_shapes and (shape1 or shape3))",
