@@ -29,12 +29,6 @@ __device__ __forceinline__ accumulate_t<T> feature(const Side& s, int64_t b, int
   return to_float(static_cast<const T*>(f.data)[b * f.stride[0] + c * f.stride[1] + y * f.stride[2] + x * f.stride[3]]);
 }
 
-template <class Acc>
-__device__ __forceinline__ Acc inverse_norm(Acc sum_of_squares) {
-  const Acc norm = sqrt_of(sum_of_squares);
-  return Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);
-}
-
 template <class T>
 __global__ void __launch_bounds__(256) correlation_simple_kernel(CorrelationParams p, Side a, Side b) {
   using Acc = accumulate_t<T>;
@@ -47,7 +41,7 @@ __global__ void __launch_bounds__(256) correlation_simple_kernel(CorrelationPara
     const Acc x = feature<T>(a, image, c, i), y = feature<T>(b, image, c, j);
     product += x * y, square_a += x * x, square_b += y * y;
   }
-  if (p.normalize) product *= inverse_norm(square_a) * inverse_norm(square_b);
+  if (p.normalize) product *= inverse_norm_of(square_a) * inverse_norm_of(square_b);
   if (p.relu && product < Acc(0)) product = Acc(0);
   static_cast<T*>(p.corr)[at] = from_float<T>(product);
 }
@@ -64,7 +58,7 @@ __global__ void __launch_bounds__(256)
     const Acc x = feature<T>(s, at / n, c, at % n);
     square += x * x;
   }
-  inv_norm[at] = p.normalize ? inverse_norm(square) : Acc(1);
+  inv_norm[at] = p.normalize ? inverse_norm_of(square) : Acc(1);
 }
 
 // grad_f_hat (B, positions of `self`, C) = sum over the positions of `other` of gradient * f_hat of other.

@@ -1,7 +1,6 @@
 // cycle_error on CUDA: which kernels, workspace and launches.
 #include "common/cycle_error_checks.h"
 #include "common/dispatch.h"
-#include "common/log.h"
 #include "cycle_error/cycle_error_kernels.cuh"
 #include "cycle_error/cycle_error_simple_kernels.cuh"
 #include "warp/warp_gather_launch.cuh"
@@ -115,9 +114,7 @@ Status cycle_error_forward_cuda(const CycleErrorParams& p, Stream stream) {
   if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   return dispatch_floating(p.flow_ab.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;
-    const char* const why =
-        p.simple ? "the simple kernels were asked for" : "offsets within a plane need more than 31 bits";
-    log_path("cycle_error", fast_sizes(p) ? "tiles" : "simple kernels", fast_sizes(p) ? nullptr : why);
+    log_tiles("cycle_error", p.simple, fast_sizes(p));
     if (fast_sizes(p)) {
       const TileGrid grid = tile_grid(p.height_a, p.width_a, kRows, kRowWidth);
       return launch(&cycle_error_forward_kernel<T>, dim3(blocks_of(grid, p.batch)), dim3(kThreads), 0, stream, p, grid);

@@ -104,8 +104,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 4)
     cycle_error_backward_kernel(CycleErrorParams p, TileGrid grid, KeptSamples<accumulate_t<T>> kept) {
   using A = accumulate_t<T>;
-  constexpr int kElements =
-      kWindowElements<A>;  // named: nvcc's host pass takes a variable template here for no constant
+  // Named, since nvcc's host pass takes a variable template in the extent of an array for no constant.
+  constexpr int kElements = kWindowElements<A>;
   using Memory = A[kElements];
   CSF_SHARED(Memory, memory);
   const Tile tile = tile_of_block(grid);

@@ -1,6 +1,6 @@
 // cycle_error on CUDA, the plainly right kernels: any sizes and strides, 64-bit offsets. They serve where the fast ones
-// do not. A thread owns one pixel of a; the deterministic kernel gives a thread one whole plane of flow_ba's gradient,
-// for which it scans the pixels of a in raster order.
+// do not, and are what those are compared with. A thread owns one pixel of a; the deterministic kernel gives a thread
+// one whole plane of flow_ba's gradient, for which it scans the pixels of a in raster order.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -25,7 +25,7 @@ struct BackwardFma {
   static constexpr int kPlane = kHaloRows * kHaloColumns + 4;
   static_assert(kPlane % 8 == 4, "the channels of a quad are in banks of their own");
   struct Shared {
-    alignas(16) T grad[kSpan * kSpan][kRows * kColumns];
+    alignas(16) T grad[kWindow][kRows * kColumns];
     alignas(16) T halo[kChannels][kPlane];
   };
 };
@@ -50,18 +50,13 @@ __global__ void __launch_bounds__(BackwardFma<T>::kThreads)
   using S = BackwardFma<T>;
   using Shared = typename S::Shared;
   CSF_DYNAMIC_SHARED(Shared, shared);
-  const TileOfBlock tile = tile_of_block<S::kRows>(call.height, call.width, 1);
-  const int64_t begin = static_cast<int64_t>(blockIdx.y) * call.run;
-  const int64_t end = begin + call.run < call.channels ? begin + call.run : call.channels;
+  const GradientBlock block = gradient_block<S::kRows>(call);
+  const TileOfBlock tile = block.tile;
+  const int64_t begin = block.begin, end = block.end;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const PlaneCopy<T, S::kHaloRows, kHaloUnits> copy(call.other, tile.y + call.first_y, tile.x + call.first_x);
   const T* const from = call.other.plane(tile.b, 0);
-  {
-    const PlaneCopy<T, S::kRows, kTileUnits> copy_grad(call.grad, tile.y, tile.x);
-    for (int offset = warp; offset < kSpan * kSpan; offset += S::kWarps) {
-      copy_grad.run(shared->grad[offset], call.grad.plane(tile.b, offset), true);
-    }
-  }
+  copy_gradients<S>(call, tile, shared->grad);
 
   const int group = thread % S::kGroups, place = thread / S::kGroups;
   const int column = place % 2 * 16 + place / 2 % 2 * 8, row = place / 4;  // 16 columns between neighbouring quads

@@ -58,16 +58,11 @@ __global__ void __launch_bounds__(BackwardMma<T>::kThreads, BackwardMma<T>::kRes
   using S = BackwardMma<T>;
   using Shared = typename S::Shared;
   CSF_DYNAMIC_SHARED(Shared, shared);
-  const TileOfBlock tile = tile_of_block<S::kRows>(call.height, call.width, 1);
-  const int64_t begin = static_cast<int64_t>(blockIdx.y) * call.run;
-  const int64_t end = begin + call.run < call.channels ? begin + call.run : call.channels;
+  const GradientBlock block = gradient_block<S::kRows>(call);
+  const TileOfBlock tile = block.tile;
+  const int64_t begin = block.begin, end = block.end;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  {
-    const PlaneCopy<T, S::kRows, kTileUnits> copy_grad(call.grad, tile.y, tile.x);
-    for (int offset = warp; offset < S::kWindow; offset += S::kWarps) {
-      copy_grad.run(shared->grad[offset], call.grad.plane(tile.b, offset), true);
-    }
-  }
+  copy_gradients<S>(call, tile, shared->grad);
   cp_async_commit();
   const PlaneCopy<T, S::kHaloRows, kHaloUnits> copy(call.other, tile.y + call.first_y, tile.x + call.first_x);
   const T* const from = call.other.plane(tile.b, 0);

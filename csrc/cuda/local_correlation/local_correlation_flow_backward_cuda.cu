@@ -1,7 +1,6 @@
 // local_correlation along a flow, backward: workspace and launches.
 #include <algorithm>
 
-#include "common/dispatch.h"
 #include "local_correlation/local_correlation_common.cuh"
 #include "local_correlation/local_correlation_flow_gradient_kernels.cuh"
 #include "local_correlation/local_correlation_flow_products_kernel.cuh"
@@ -97,14 +96,7 @@ Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream)
 
 }  // namespace
 
-size_t flow_backward_bytes(const LocalCorrelationParams& p) {
-  Arena arena;
-  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
-    Workspace<typename decltype(tag)::type>(p, arena);
-    return {};
-  });
-  return arena.bytes();
-}
+size_t flow_backward_bytes(const LocalCorrelationParams& p) { return workspace_bytes<Workspace>(p); }
 
 Status flow_backward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   return dispatch_floating(p.fa.dtype, [&](auto tag) {

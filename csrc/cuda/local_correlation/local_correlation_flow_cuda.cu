@@ -1,5 +1,4 @@
 // local_correlation along a flow, forward: workspace and launches; and which calls the kernels along a flow take.
-#include "common/dispatch.h"
 #include "local_correlation/local_correlation_flow_products_kernel.cuh"
 #include "local_correlation/local_correlation_flow_sides.cuh"
 #include "warp/warp_inverse.cuh"
@@ -52,14 +51,7 @@ const char* why_not_flow(const LocalCorrelationParams& p) {
   return nullptr;
 }
 
-size_t flow_forward_bytes(const LocalCorrelationParams& p) {
-  Arena arena;
-  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
-    Workspace<typename decltype(tag)::type>(p, arena);
-    return {};
-  });
-  return arena.bytes();
-}
+size_t flow_forward_bytes(const LocalCorrelationParams& p) { return workspace_bytes<Workspace>(p); }
 
 Status flow_forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   return dispatch_floating(p.fa.dtype, [&](auto tag) {

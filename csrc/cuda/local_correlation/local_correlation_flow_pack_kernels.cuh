@@ -86,9 +86,9 @@ __global__ void __launch_bounds__(kThreads)
       for (int j = 0; j < O::kVector; ++j) square += v[j] * v[j];
     }
   }
-  const Acc norm = sqrt_of(warp_reduce_sum<O::kLanes>(square));
+  square = warp_reduce_sum<O::kLanes>(square);
   if (!exists || threadIdx.x % O::kLanes != 0) return;
-  inverse_norm[at] = Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);  // keeps a NaN
+  inverse_norm[at] = inverse_norm_of(square);
 }
 
 }  // namespace cosegflow::local_correlation_cuda

@@ -28,7 +28,6 @@ struct MmaTile {
   static constexpr int kChannels = 16;                             // of a stage
   static constexpr int kHaloPlane = kHaloRows * kHaloColumns + 8;  // halves; bytes: 16 modulo 128, or 48
   static constexpr int kPlane = kRows * kColumns + 8;              // the same
-  static constexpr int kWindow = kSpan * kSpan;
   static_assert(kPlane % 64 == 8, "a lane's (offset, pixel) are in banks of their own");
 };
 
@@ -59,7 +58,7 @@ struct ForwardMma : MmaTile<kRows> {
   };
   union Shared {
     alignas(16) Stage stage[kStages];
-    T window[M::kWindow][M::kPlane];  // [offset][pixel of the tile]
+    T window[kWindow][M::kPlane];  // [offset][pixel of the tile]
   };
 };
 
@@ -111,7 +110,7 @@ __global__ void __launch_bounds__(MmaTile<kRows>::kThreads)
   }
   __syncthreads();
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < S::kWindow * kRows * kTileUnits; i += S::kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < kWindow * kRows * kTileUnits; i += S::kThreads) {
     const int offset = i / (kRows * kTileUnits), pixel = i % (kRows * kTileUnits) * kUnit;
     const int dy = offset / kSpan, dx = offset % kSpan, y = tile.y + pixel / kColumns, x = tile.x + pixel % kColumns;
     if (y >= output.height || !output.pieces.owns(tile.piece_y, dy) || !output.pieces.owns(tile.piece_x, dx)) continue;

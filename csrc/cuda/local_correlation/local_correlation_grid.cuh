@@ -12,9 +12,10 @@
 
 namespace cosegflow::local_correlation_cuda {
 
-constexpr int kColumns = 32;  // of a tile
-constexpr int kSpan = 9;      // offsets of a piece along x and along y
-constexpr int kUnit = 4;      // pixels of a copy
+constexpr int kColumns = 32;            // of a tile
+constexpr int kSpan = 9;                // offsets of a piece along x and along y
+constexpr int kWindow = kSpan * kSpan;  // offsets of a piece
+constexpr int kUnit = 4;                // pixels of a copy
 constexpr int kHaloColumns = kColumns + kSpan - 1;
 constexpr int kHaloUnits = kHaloColumns / kUnit, kTileUnits = kColumns / kUnit;
 

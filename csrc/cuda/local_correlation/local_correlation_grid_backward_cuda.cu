@@ -2,7 +2,6 @@
 // one piece of the window after the other.
 #include <algorithm>
 
-#include "common/dispatch.h"
 #include "common/log.h"
 #include "local_correlation/local_correlation_backward_fma_kernel.cuh"
 #include "local_correlation/local_correlation_backward_mma_kernel.cuh"
@@ -10,8 +9,6 @@
 
 namespace cosegflow::local_correlation_cuda {
 namespace {
-
-constexpr int kWindow = kSpan * kSpan;
 
 // Offsets along one axis that reach a pixel at all are below `size` either way; so pieces first .. end - 1 do.
 struct PieceRange {
@@ -155,12 +152,7 @@ Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream)
 }  // namespace
 
 size_t grid_backward_bytes(const LocalCorrelationParams& p) {
-  Arena arena;
-  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
-    Workspace<typename decltype(tag)::type>(p, arena);
-    return {};
-  });
-  return std::max(arena.bytes(), simple_backward_bytes(p));
+  return std::max(workspace_bytes<Workspace>(p), simple_backward_bytes(p));
 }
 
 Status grid_backward(const LocalCorrelationParams& p, void* workspace, Stream stream) {

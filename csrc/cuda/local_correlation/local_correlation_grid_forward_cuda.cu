@@ -1,7 +1,6 @@
 // local_correlation without flow, forward over tiles: when it serves, workspace and launches.
 #include <algorithm>
 
-#include "common/dispatch.h"
 #include "common/log.h"
 #include "local_correlation/local_correlation_forward_fma_kernel.cuh"
 #include "local_correlation/local_correlation_forward_mma_kernel.cuh"
@@ -77,12 +76,7 @@ const char* why_not_grid(const LocalCorrelationParams& p) {
 }
 
 size_t grid_forward_bytes(const LocalCorrelationParams& p) {
-  Arena arena;
-  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
-    Workspace<typename decltype(tag)::type>(p, arena);
-    return {};
-  });
-  return std::max(arena.bytes(), simple_forward_bytes(p));
+  return std::max(workspace_bytes<Workspace>(p), simple_forward_bytes(p));
 }
 
 Status grid_forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {

@@ -50,6 +50,27 @@ struct GradientCall {
   }
 };
 
+// A block's tile and its channels begin .. end - 1.
+struct GradientBlock {
+  TileOfBlock tile;
+  int64_t begin, end;
+};
+template <int kRows, class T, class Out>
+__device__ __forceinline__ GradientBlock gradient_block(const GradientCall<T, Out>& call) {
+  const int64_t begin = static_cast<int64_t>(blockIdx.y) * call.run, end = begin + call.run;
+  return {tile_of_block<kRows>(call.height, call.width, 1), begin, end < call.channels ? end : call.channels};
+}
+
+// Copies the tile's planes of gradients (S: kRows, kWarps), a plane a warp at a time.
+template <class S, class T, class Out, int kPlane>
+__device__ __forceinline__ void copy_gradients(const GradientCall<T, Out>& call, const TileOfBlock& tile,
+                                               T (&to)[kWindow][kPlane]) {
+  const PlaneCopy<T, S::kRows, kTileUnits> copy(call.grad, tile.y, tile.x);
+  for (int offset = static_cast<int>(threadIdx.x) / 32; offset < kWindow; offset += S::kWarps) {
+    copy.run(to[offset], call.grad.plane(tile.b, offset), true);
+  }
+}
+
 // Out is T, or Acc for sums.
 template <class Out, class Acc>
 __device__ __forceinline__ void store_gradient(Out* to, Acc value, bool add) {

@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned at = blockIdx.x % runs * kThreads + threadIdx.x;
   if (at >= plane) return;
   const int y = static_cast<int>(at / static_cast<unsigned>(sides.units));
-  const int x0 = (static_cast<int>(at) - y * sides.units) * kUnit, offset = static_cast<int>(block % (kSpan * kSpan));
-  const int64_t b = block / (kSpan * kSpan);
+  const int x0 = (static_cast<int>(at) - y * sides.units) * kUnit, offset = static_cast<int>(block % kWindow);
+  const int64_t b = block / kWindow;
   const int dy = offset / kSpan, dx = offset % kSpan;
   const int oy = pieces.first(piece_y) + dy, ox = pieces.first(piece_x) + dx, other_y = y + oy;
   Unit<T> unit;

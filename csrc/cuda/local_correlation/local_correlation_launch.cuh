@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/arena.h"
+#include "common/dispatch.h"
 #include "common/local_correlation_checks.h"
 #include "primitives/launch.cuh"
 
@@ -28,6 +29,17 @@ size_t flow_forward_bytes(const LocalCorrelationParams& p);
 size_t flow_backward_bytes(const LocalCorrelationParams& p);
 Status flow_forward(const LocalCorrelationParams& p, void* workspace, Stream stream);
 Status flow_backward(const LocalCorrelationParams& p, void* workspace, Stream stream);
+
+// The size of what Workspace<T>(p, arena) takes, T the type of the features.
+template <template <class> class Workspace>
+size_t workspace_bytes(const LocalCorrelationParams& p) {
+  Arena arena;
+  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
+    Workspace<typename decltype(tag)::type>(p, arena);
+    return {};
+  });
+  return arena.bytes();
+}
 
 // A kernel of one thread per item.
 template <int kBlock, class... P, class... A>

@@ -51,9 +51,9 @@ __global__ void __launch_bounds__(kThreads) local_correlation_norm_kernel(Side<T
   const TilePixels at = tile_pixels(blockIdx.x, pixels);
   Acc square = Acc(0);
   for_each_channel(side, at, tile, [&](int64_t, Acc v) { square += v * v; });
-  const Acc norm = sqrt_of(sum_of_pixel(square));
+  square = sum_of_pixel(square);
   if (threadIdx.x >= 32 || at.first + lane >= pixels) return;
-  inverse_norm[at.b * pixels + at.first + lane] = Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);  // keeps a NaN
+  inverse_norm[at.b * pixels + at.first + lane] = inverse_norm_of(square);
 }
 
 // gradient, result (B, C, H, W).

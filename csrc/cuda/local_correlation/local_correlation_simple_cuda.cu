@@ -2,7 +2,6 @@
 // formed in the accumulator's type, one side after the other, and then finished.
 #include <algorithm>
 
-#include "common/dispatch.h"
 #include "local_correlation/local_correlation_common.cuh"
 
 namespace cosegflow::local_correlation_cuda {
@@ -71,23 +70,9 @@ Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream)
 
 }  // namespace
 
-size_t simple_forward_bytes(const LocalCorrelationParams& p) {
-  Arena arena;
-  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
-    Sides<typename decltype(tag)::type>(p, arena);
-    return {};
-  });
-  return arena.bytes();
-}
+size_t simple_forward_bytes(const LocalCorrelationParams& p) { return workspace_bytes<Sides>(p); }
 
-size_t simple_backward_bytes(const LocalCorrelationParams& p) {
-  Arena arena;
-  (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
-    Workspace<typename decltype(tag)::type>(p, arena);
-    return {};
-  });
-  return arena.bytes();
-}
+size_t simple_backward_bytes(const LocalCorrelationParams& p) { return workspace_bytes<Workspace>(p); }
 
 Status simple_forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   return dispatch_floating(p.fa.dtype, [&](auto tag) {

@@ -66,8 +66,7 @@ __device__ __forceinline__ Acc inverse_norm(const Side& s, int64_t b, int64_t i)
     const Acc v = feature<T>(s, b, c, i);
     return v * v;
   });
-  const Acc norm = sqrt_of(squares);
-  return Acc(1) / (norm < Acc(1e-12) ? Acc(1e-12) : norm);
+  return inverse_norm_of(squares);
 }
 
 template <class T, class Acc = accumulate_t<T>>

@@ -37,6 +37,13 @@ CSF_HD double log_of(double x) { return log(x); }
 CSF_HD float sqrt_of(float x) { return sqrtf(x); }
 CSF_HD double sqrt_of(double x) { return sqrt(x); }
 
+// 1 / max(norm, 1e-12) of a vector with this sum of squares; keeps a NaN.
+template <class A>
+CSF_HD A inverse_norm_of(A squares) {
+  const A norm = sqrt_of(squares);
+  return A(1) / (norm < A(1e-12) ? A(1e-12) : norm);
+}
+
 // Contracted explicitly, so that forward and backward round a logit in the same way.
 CSF_HD float fma_of(float a, float b, float c) { return fmaf(a, b, c); }
 CSF_HD double fma_of(double a, double b, double c) { return fma(a, b, c); }

@@ -1,9 +1,8 @@
 // warp's gradient to the flow on CUDA: the sum over channels of the gradient of the output times the slopes of x.
 //
 // Planes: a thread has one pixel of a 32 x 8 tile and walks over all channels, four in flight, as the forward does.
-// Four
-//   sums stay in registers: the gradient times the differences right - left of the upper and of the lower taps, and
-//   lower - upper of the left and of the right ones. The fractions weigh them once, at the end. 64 registers; 21.5
+//   Four sums stay in registers: the gradient times the differences right - left of the upper and of the lower taps,
+//   and lower - upper of the left and of the right ones. The fractions weigh them once, at the end. 64 registers; 21.5
 //   instructions a channel of float32 where a warp lies inside, else 35.
 // Channels: as many neighbouring threads as a pixel has 16-byte vectors (a power of two up to 32) share a pixel; their
 //   sums meet by shuffles, and go through shared memory (9 KB) into coalesced stores. 80 registers; about 130

@@ -1,6 +1,5 @@
 // warp's forward on CUDA: which kernel, and its launch.
 #include "common/dispatch.h"
-#include "common/log.h"
 #include "common/warp_checks.h"
 #include "warp/warp_forward_kernels.cuh"
 #include "warp/warp_forward_window_kernel.cuh"
@@ -19,18 +18,12 @@ bool window_serves(const WarpParams& p) {
          reinterpret_cast<uintptr_t>(p.x.data) % 8 == 0;
 }
 
-void log_choice(const WarpParams& p, bool fast) {
-  const char* const why =
-      p.simple ? "the simple kernels were asked for" : "offsets within a plane need more than 31 bits";
-  log_path("warp", fast ? "tiles" : "simple kernels", fast ? nullptr : why);
-}
-
 }  // namespace
 
 Status warp_forward_cuda(const WarpParams& p, Stream stream) {
   if (Status s = check_forward(p); !s.ok() || p.batch == 0) return s;
   const bool fast = fast_sizes(p) && short_offsets(p.out, 1, p.out_height, p.out_width);
-  log_choice(p, fast);
+  log_tiles("warp", p.simple, fast);
   if (!fast) return warp_forward_simple(p, stream);
   return dispatch_floating(p.x.dtype, [&](auto tag) -> Status {
     using T = typename decltype(tag)::type;

@@ -1,6 +1,7 @@
 // How warp's launches are cut, and when its fast kernels serve.
 #pragma once
 
+#include "common/log.h"
 #include "common/warp_checks.h"
 #include "warp/warp_tiles.cuh"
 
@@ -42,6 +43,13 @@ inline int channels_of_block(const TileGrid& grid, int64_t batch, int64_t channe
   const int64_t runs = (channels + most - 1) / most;
   const int64_t run = (channels + runs - 1) / runs;
   return static_cast<int>((run + unit - 1) / unit * unit);
+}
+
+// What COSEGFLOW_LOG says of warp and of cycle_error.
+inline void log_tiles(const char* operation, bool simple, bool fast) {
+  const char* const why =
+      simple ? "the simple kernels were asked for" : "offsets within a plane need more than 31 bits";
+  log_path(operation, fast ? "tiles" : "simple kernels", fast ? nullptr : why);
 }
 
 // What the files of warp have for each other. The params have been checked.

@@ -6,8 +6,7 @@
 //   finds the window of x that the tile touches; then each pixel is read once, gives its gradient to the flow, and adds
 //   its shares to the window (scatter_window.cuh), which goes to memory at the end.
 // Must move: C (2 H W + Ho Wo) elements, 16 Ho Wo bytes of flow and its gradient; the sums of a few images at a time
-// are
-//   cleared and added while the second-level cache has them.
+//   are cleared and added while the second-level cache has them.
 #pragma once
 
 #include "warp/scatter_window.cuh"
@@ -72,8 +71,8 @@ __device__ __forceinline__ void scatter_pixel(const WarpParams& p, const Channel
 template <class A>
 __global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 2 : 4)
     warp_scatter_kernel(WarpParams p, TileGrid grid, int64_t first_image) {
-  constexpr int kElements =
-      kWindowElements<A>;  // named: nvcc's host pass takes a variable template here for no constant
+  // Named, since nvcc's host pass takes a variable template in the extent of an array for no constant.
+  constexpr int kElements = kWindowElements<A>;
   using Memory = A[kElements];
   CSF_SHARED(Memory, memory);
   Tile tile = tile_of_block(grid);
