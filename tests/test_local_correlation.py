@@ -39,18 +39,10 @@ def run(function, fa, fb, radius, flow, grad, *options):
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", FLOATING, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("with_flow", [False, True], ids=["grid", "flow"])
-@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalize"])
-@pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
-def test_values_and_gradients(backend, simple, normalize, with_flow, dtype, shape):
-    if simple and backend.name == "cpu":
-        pytest.skip("there is one kernel")
-    batch, channels, ha, wa, hb, wb, radius = shape
-    fa, fb = torch.randn(batch, channels, ha, wa).to(dtype), torch.randn(batch, channels, hb, wb).to(dtype)
-    flow = make_flow(batch, ha, wa, dtype) if with_flow else None
-    grad = torch.randn(batch, (2 * radius + 1) ** 2, ha, wa).to(dtype)
+def check(backend, fa, fb, radius, flow, normalize, simple=False):
+    """Output and gradients against float64, and no worse than the reference in the dtype of the features."""
+    dtype = fa.dtype
+    grad = torch.randn(fa.shape[0], (2 * radius + 1) ** 2, *fa.shape[2:]).to(dtype)
     flow64 = None if flow is None else flow.double()
     exact = run(reference.local_correlation, fa.double(), fb.double(), radius, flow64, grad, normalize)
     plain = run(reference.local_correlation, fa, fb, radius, flow, grad, normalize)
@@ -62,6 +54,33 @@ def test_values_and_gradients(backend, simple, normalize, with_flow, dtype, shap
             assert_close(a, e, 1e-12, name)
         else:
             assert_no_worse(a, p, e, 30 * EPS[torch.float32] + EPS[d], name)
+
+
+def check_orders(*arguments):
+    """hostsim: the same bits in any order of blocks and threads."""
+    module, backend, results = backends.hostsim_module(), backends.Hostsim(), []
+    try:
+        for order, seed in (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)):
+            module.set_order(order, seed)
+            results.append(run(backend.local_correlation, *arguments))
+    finally:
+        module.set_order("forward", 0)
+    for result in results[1:]:
+        assert all(torch.equal(r, first) for r, first in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", FLOATING, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("with_flow", [False, True], ids=["grid", "flow"])
+@pytest.mark.parametrize("normalize", [False, True], ids=["plain", "normalize"])
+@pytest.mark.parametrize("simple", [False, True], ids=["fast", "simple"])
+def test_values_and_gradients(backend, simple, normalize, with_flow, dtype, shape):
+    if simple and backend.name == "cpu":
+        pytest.skip("there is one kernel")
+    batch, channels, ha, wa, hb, wb, radius = shape
+    fa, fb = torch.randn(batch, channels, ha, wa).to(dtype), torch.randn(batch, channels, hb, wb).to(dtype)
+    flow = make_flow(batch, ha, wa, dtype) if with_flow else None
+    check(backend, fa, fb, radius, flow, normalize, simple)
 
 
 def test_definition():
@@ -287,19 +306,9 @@ def test_empty_batch(backend):
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_deterministic(deterministic, flow):
     """hostsim: the same bits in any order of blocks and threads; the fast kernels have no other path."""
-    module, backend = backends.hostsim_module(), backends.Hostsim()
     fa, fb = torch.randn(2, 9, 26, 25), torch.randn(2, 9, 5, 7)
     flow = None if flow is None else FLOWS[flow](26, 25).expand(2, -1, -1, -1)
-    grad = torch.randn(2, 25, 26, 25)
-    results = []
-    try:
-        for order, seed in (("forward", 0), ("reverse", 0), ("random", 1), ("random", 2)):
-            module.set_order(order, seed)
-            results.append(run(backend.local_correlation, fa, fb, 2, flow, grad, True, False, deterministic))
-    finally:
-        module.set_order("forward", 0)
-    for result in results[1:]:
-        assert all(torch.equal(r, first) for r, first in zip(result, results[0], strict=True))
+    check_orders(fa, fb, 2, flow, torch.randn(2, 25, 26, 25), True, False, deterministic)
 
 
 @pytest.mark.parametrize("with_flow", [False, True])
