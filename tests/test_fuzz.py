@@ -52,6 +52,7 @@ def test_cpu(isa):
     assert done.returncode == 0 and f"fuzz: {INPUTS} inputs" in done.stdout, done.stderr[-4000:]
 
 
+@pytest.mark.timeout(1800)  # builds the simulated kernels under sanitizers, unless test_sanitizers did
 def test_hostsim():
     inputs = INPUTS // 8  # each takes twenty times as long
     done = run(program("hostsim"), "--inputs", str(inputs))

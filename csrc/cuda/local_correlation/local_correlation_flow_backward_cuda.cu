@@ -96,7 +96,9 @@ Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream)
 
 }  // namespace
 
-size_t flow_backward_bytes(const LocalCorrelationParams& p) { return workspace_bytes<Workspace>(p); }
+size_t flow_backward_bytes(const LocalCorrelationParams& p) {
+  return workspace_bytes(p, [&](auto tag, Arena& arena) { Workspace<typename decltype(tag)::type>(p, arena); });
+}
 
 Status flow_backward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   return dispatch_floating(p.fa.dtype, [&](auto tag) {

@@ -51,7 +51,9 @@ const char* why_not_flow(const LocalCorrelationParams& p) {
   return nullptr;
 }
 
-size_t flow_forward_bytes(const LocalCorrelationParams& p) { return workspace_bytes<Workspace>(p); }
+size_t flow_forward_bytes(const LocalCorrelationParams& p) {
+  return workspace_bytes(p, [&](auto tag, Arena& arena) { Workspace<typename decltype(tag)::type>(p, arena); });
+}
 
 Status flow_forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   return dispatch_floating(p.fa.dtype, [&](auto tag) {

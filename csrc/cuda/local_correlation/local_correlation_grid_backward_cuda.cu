@@ -152,7 +152,9 @@ Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream)
 }  // namespace
 
 size_t grid_backward_bytes(const LocalCorrelationParams& p) {
-  return std::max(workspace_bytes<Workspace>(p), simple_backward_bytes(p));
+  return std::max(
+      workspace_bytes(p, [&](auto tag, Arena& arena) { Workspace<typename decltype(tag)::type>(p, arena); }),
+      simple_backward_bytes(p));
 }
 
 Status grid_backward(const LocalCorrelationParams& p, void* workspace, Stream stream) {

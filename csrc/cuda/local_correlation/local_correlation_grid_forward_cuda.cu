@@ -76,7 +76,9 @@ const char* why_not_grid(const LocalCorrelationParams& p) {
 }
 
 size_t grid_forward_bytes(const LocalCorrelationParams& p) {
-  return std::max(workspace_bytes<Workspace>(p), simple_forward_bytes(p));
+  return std::max(
+      workspace_bytes(p, [&](auto tag, Arena& arena) { Workspace<typename decltype(tag)::type>(p, arena); }),
+      simple_forward_bytes(p));
 }
 
 Status grid_forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {

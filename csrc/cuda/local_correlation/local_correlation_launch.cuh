@@ -30,12 +30,14 @@ size_t flow_backward_bytes(const LocalCorrelationParams& p);
 Status flow_forward(const LocalCorrelationParams& p, void* workspace, Stream stream);
 Status flow_backward(const LocalCorrelationParams& p, void* workspace, Stream stream);
 
-// The size of what Workspace<T>(p, arena) takes, T the type of the features.
-template <template <class> class Workspace>
-size_t workspace_bytes(const LocalCorrelationParams& p) {
+// The size of what `take` (of a TypeTag of the features and an Arena) takes. Not a template over the workspace's class:
+// GCC gives a function whose template argument is a class template of an anonymous namespace external linkage, and the
+// linker then keeps one translation unit's for all.
+template <class Take>
+size_t workspace_bytes(const LocalCorrelationParams& p, Take take) {
   Arena arena;
   (void)dispatch_floating(p.fa.dtype, [&](auto tag) -> Status {
-    Workspace<typename decltype(tag)::type>(p, arena);
+    take(tag, arena);
     return {};
   });
   return arena.bytes();

@@ -70,9 +70,13 @@ Status backward(const LocalCorrelationParams& p, void* workspace, Stream stream)
 
 }  // namespace
 
-size_t simple_forward_bytes(const LocalCorrelationParams& p) { return workspace_bytes<Sides>(p); }
+size_t simple_forward_bytes(const LocalCorrelationParams& p) {
+  return workspace_bytes(p, [&](auto tag, Arena& arena) { Sides<typename decltype(tag)::type>(p, arena); });
+}
 
-size_t simple_backward_bytes(const LocalCorrelationParams& p) { return workspace_bytes<Workspace>(p); }
+size_t simple_backward_bytes(const LocalCorrelationParams& p) {
+  return workspace_bytes(p, [&](auto tag, Arena& arena) { Workspace<typename decltype(tag)::type>(p, arena); });
+}
 
 Status simple_forward(const LocalCorrelationParams& p, void* workspace, Stream stream) {
   return dispatch_floating(p.fa.dtype, [&](auto tag) {
