@@ -4,11 +4,10 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 WHEELHOUSE ?= dist
-SMOKE_TORCH ?= torch==2.11.0
-SMOKE_VENV ?= build/smoke-venv
+SMOKE ?= oldest,newest
 export MPLBACKEND ?= Agg
 
-.PHONY: install demo test fuzz wheel smoke lint format gpu-check bench bench-report ablate-report clean
+.PHONY: install demo test fuzz wheel sdist smoke lint format gpu-check bench bench-report ablate-report clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +15,7 @@ $(BIN)/python:
 # torch first: the kernels are built against the torch that is installed. Editable, so that a rebuild is incremental.
 install: $(BIN)/python
 	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[joint,bench,test,lint]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[joint,bench,test,wheel,lint]"
 	$(BIN)/python -m cosegflow.info
 
 demo: install
@@ -33,17 +32,20 @@ fuzz: install
 		"$$($(BIN)/python csrc/fuzz/build.py $$kind)" --seed $(SEED) --seconds $$(($(SECONDS) / 2)) || exit 1; \
 	done
 
+# A manylinux wheel, audited; build/lib is what setuptools collects it in, and never empties.
 wheel: install
-	rm -rf $(WHEELHOUSE)
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(WHEELHOUSE) .
-	@ls -l $(WHEELHOUSE)
+	rm -rf build/lib.* build/wheel $(WHEELHOUSE)/*.whl
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(BIN)/python tests/audit_wheel.py build/wheel/*.whl --out $(WHEELHOUSE)
 
-# The wheel under another torch than it was built with: same file, second environment.
+sdist: install
+	rm -rf $(WHEELHOUSE)/*.tar.gz
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist; build_sdist('$(WHEELHOUSE)')" > /dev/null
+	@ls -l $(WHEELHOUSE)/*.tar.gz
+
+# The wheel under the oldest and the newest torch and Python that there are (docs/wheels.md), in environments of its own.
 smoke: wheel
-	$(PYTHON) -m venv $(SMOKE_VENV)
-	$(SMOKE_VENV)/bin/python -m pip install --quiet "$(SMOKE_TORCH)" numpy
-	$(SMOKE_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall $(WHEELHOUSE)/*.whl
-	cd $(SMOKE_VENV) && bin/python $(CURDIR)/tests/smoke.py
+	$(PYTHON) tests/install_matrix.py --wheel $(WHEELHOUSE)/*.whl --torch $(SMOKE)
 
 lint: install
 	$(BIN)/ruff check .

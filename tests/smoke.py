@@ -24,10 +24,14 @@ def check(name: str, actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def check_precision() -> None:
-    """A compiled function follows torch's precision of float32 products: the guard is of this torch's Dynamo."""
+    """A compiled function follows torch's precision of float32 products: the guard is of this torch's Dynamo.
+
+    torch 2.10 has no such guard: there "medium" is compiled as "high" (ops/_precision.py).
+    """
     device = torch.device("cuda", 0)  # none is needed
+    medium = 1 if torch.__version__.startswith("2.10.") else 2
     compiled = torch.compile(lambda x: x * float32_precision(x.dtype, device), backend="eager", fullgraph=True)
-    for expected, name in ((0, "highest"), (1, "high"), (2, "medium"), (1, "high")):
+    for expected, name in ((0, "highest"), (1, "high"), (medium, "medium"), (1, "high")):
         torch.set_float32_matmul_precision(name)
         got = int(compiled(torch.ones(1)))
         if got != expected:

@@ -9,6 +9,10 @@
 #include "common/dispatch.h"
 #include "cpu/runtime_cpu.h"
 
+#if defined(__x86_64__) && defined(__GLIBC__)
+__asm__(".symver hypot, hypot@GLIBC_2.2.5");  // the default is glibc 2.35's, and would be all that needs it
+#endif
+
 namespace cosegflow {
 namespace {
 
