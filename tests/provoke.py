@@ -91,6 +91,7 @@ class Provoke:
         )
         (home / "bin" / "nvcc").chmod(0o755)
         self.patch.setenv("CUDA_HOME", str(home))
+        self.patch.setattr(torch.cuda, "is_available", lambda: False)
         for name in ("COSEGFLOW_CPU_ONLY", "TORCH_CUDA_ARCH_LIST"):
             self.patch.delenv(name, raising=False)
         return home

@@ -141,7 +141,7 @@ def _(p: Provoke) -> list[str]:
         p.patch.delenv(name, raising=False)
     p.patch.setenv("COSEGFLOW_FORCE_CUDA", "1")
     exists = Path.exists
-    p.patch.setattr(Path, "exists", lambda path: path.name != "nvcc" and exists(path))
+    p.patch.setattr(Path, "exists", lambda path, **options: path.name != "nvcc" and exists(path, **options))
     without = p.error(p.setup)
     p.patch.setenv("COSEGFLOW_CPU_ONLY", "1")
     return [without, p.error(p.setup)]
