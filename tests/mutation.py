@@ -103,7 +103,8 @@ def run(
         if text.count(old) != 1:
             raise ValueError(f"{old!r} occurs {text.count(old)} times in {file}, must be once")
         (root / relative).write_text(text.replace(old, new))
-        module = hostsim_build.build(variant, root, Path(folder) / "build", [op], reuse=base, changed=[relative])
+        kind = "quick" if variant == "plain" else variant
+        module = hostsim_build.build(kind, root, Path(folder) / "build", [op], reuse=base, changed=[relative])
         return _check(module, variant, test, snippet, timeout)
 
 
