@@ -22,6 +22,8 @@ algorithm needs, at rates measured in the same run."""
 
 STYLE = """\
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
+h1, h2, h3, p { overflow-wrap: anywhere }
+.wide { overflow-x: auto }
 table { border-collapse: collapse; margin: .5em 0 1.5em; font-variant-numeric: tabular-nums }
 th, td { padding: .2em .8em; text-align: right; border-bottom: 1px solid #e4e4e4 }
 th { cursor: pointer; border-bottom: 2px solid #888; white-space: nowrap }
@@ -100,7 +102,8 @@ def _row(one: Group, line: Line) -> str:
 
 def _table(header: Iterable[str], body: Iterable[str]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(body) + "\n</tbody></table>"
+    rows = "\n".join(body)
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>"
 
 
 def _tables(groups: Sequence[Group]) -> Iterable[str]:
@@ -142,6 +145,7 @@ def html(rows: Sequence[Row]) -> str:
     pictures = list(_pictures(rows))
     return "\n".join([
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8"><title>cosegflow: benchmarks</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>\n{STYLE}\n</style></head><body>", "<h1>cosegflow: benchmarks</h1>",
         _table(("measured on", ""), origin) if rows else "<p>No rows.</p>",
         f"<h2>Method</h2><p class=note>{escape(METHOD)}</p>",
