@@ -30,6 +30,7 @@ th { cursor: pointer; border-bottom: 2px solid #888; white-space: nowrap }
 td:first-child, th:first-child, td.text { text-align: left }
 tr.ours { font-weight: bold } tr.refused { color: #946200 } td.wrong { color: #c1121f; font-weight: bold }
 img { max-width: 100%; display: block; margin: 1em 0 }
+@media (max-width: 700px) { img { max-width: none } }
 .note { color: #555; max-width: 60em }"""
 
 SCRIPT = """\
@@ -121,7 +122,8 @@ def _pictures(rows: Sequence[Row]) -> Iterable[str]:
     try:
         for chart in plots.charts(rows):
             data = base64.b64encode(plots.svg(chart).encode()).decode()
-            yield f'<img alt="{escape(chart.title)}" src="data:image/svg+xml;base64,{data}">'
+            picture = f'<img alt="{escape(chart.title)}" src="data:image/svg+xml;base64,{data}">'
+            yield f"<div class=wide>{picture}</div>"
     except ImportError:
         yield "<p>No plots: matplotlib is not installed.</p>"
 

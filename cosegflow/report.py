@@ -20,7 +20,8 @@ h1, h2, h3, p, li { overflow-wrap: anywhere; }
 table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; }
 td { text-align: right; font-variant-numeric: tabular-nums; } td:first-child, th:first-child { text-align: left; }
 .good { color: #08660b; } .bad { color: #b00020; font-weight: bold; }
-.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 6px; margin-bottom: 1.4em; }
+.pair { display: grid; gap: 6px; margin-bottom: 1.4em; }
+.pair { grid-template-columns: repeat(auto-fill, minmax(min(45%, 210px), 1fr)); }
 .pair figure { break-inside: avoid; } .pair .double { grid-column: span 2; }
 .pair img { width: 100%; } figure { margin: 0; } figcaption { font-size: 12px; color: #555; }
 """
