@@ -70,15 +70,17 @@ class Browser:
         self._process = subprocess.Popen(command, pass_fds=(3, 4), preexec_fn=place, **quiet)
         for end in (out_read, in_write, *ends):
             os.close(end)
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+        try:
+            target = self._call("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
+        except BaseException:
+            self.close()
+            raise
 
-    def __enter__(self) -> "Browser":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Ends the process, by force where it does not answer."""
         try:
             self._call("Browser.close")
             self._process.wait(10)
@@ -87,6 +89,12 @@ class Browser:
             self._process.wait()
         os.close(self._read)
         os.close(self._write)
+
+    def __enter__(self) -> "Browser":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
         """A command to the tab; its answer."""

@@ -55,7 +55,8 @@ def test_overlay_keeps_the_object_and_greys_the_rest():
     picture = viz.overlay(image, mask)
     assert picture.shape == (10, 12, 3) and picture.dtype == np.uint8
     assert (picture[5, 6] == viz.to_pixels(image)[5, 6]).all()
-    assert len(set(picture[0, 0].tolist())) == 1
+    mask[0, 0] = 0
+    assert len(set(picture[0, 0].tolist())) == 1 and (picture == viz.overlay(image, mask)).all()  # NaN is 0
     assert picture[3, 5].tolist() == [255, 64, 26]  # the outline
 
 
@@ -135,7 +136,7 @@ def test_scalars_show_their_range_and_what_is_not_finite():
 def test_scalars_without_a_range():
     assert (viz.scalar_picture(torch.full((2, 2), -INF), bar=False) == 128).all()
     assert viz.scalar_picture(torch.full((1, 1), 3.0), bar=False)[0, 0].tolist() == shades([0.0])[0]
-    assert viz.scalar_picture([[5.0]], low=2.0).shape[0] > 1
+    assert viz.scalar_picture([[1.0]], low=2.0).shape[0] > 1  # nothing within the range
 
 
 def test_confidence_has_one_range_in_every_picture():
@@ -190,17 +191,20 @@ def test_matches_of_a_grid_of_features_lie_at_the_centres_of_cells():
 
 
 def test_what_is_no_match_has_no_line():
-    """Six cells in a row, all but the last out for another reason."""
+    """Seven cells in a row, all but the last out for another reason."""
     flow, confidence = torch.zeros(2, 1, 7), torch.ones(1, 7)
     mask_a, mask_b = torch.ones(1, 7), torch.ones(1, 7)
     flow[0, 0, 0] = NAN
     flow[0, 0, 1] = -1.01
-    flow[1, 0, 1] = 0.01
     confidence[0, 2], confidence[0, 3] = 0.0, NAN
     mask_a[0, 4] = 0.4
     mask_b[0, 5] = 0.0
     found = viz.sparse_matches(flow, (1, 7), (1, 7), confidence=confidence, mask_a=mask_a, mask_b=mask_b, count=7)
     assert found.source.tolist() == [[6.0, 0.0]] and found.target.tolist() == [[6.0, 0.0]]
+    for channel, step in ((0, -0.01), (0, 0.01), (1, -0.01), (1, 0.01)):
+        moved = torch.zeros(2, 2, 2)
+        moved[channel] = step  # half of the targets leave b
+        assert len(viz.sparse_matches(moved, (2, 2), (2, 2), count=4).source) == 2
     nothing = viz.sparse_matches(torch.full((2, 4, 4), INF), (4, 4), (4, 4))
     assert nothing.source.shape == (0, 2)
     assert (viz.draw_matches(BLACK, BLACK, nothing)[:, :30] == 0).all()

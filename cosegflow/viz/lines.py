@@ -31,9 +31,9 @@ def draw_line(
     if not len(main):
         return
     slope = step[1 - along] / step[along] if step[along] > 0 else 0.0
-    # A line of slope up to 1 is within `reach` of it for reach * sqrt(2) across; the caps need no more.
+    # What lies within `reach` of a line of slope up to 1, or of its ends, lies within reach * sqrt(2) across.
     across = int(np.ceil(reach * np.sqrt(2.0)))
-    middle = a[1 - along] + slope * (main - a[along]).clip(0, step[along])
+    middle = a[1 - along] + slope * (main - a[along])
     other = np.round(middle).astype(int)[:, None] + np.arange(-across, across + 1)
     points = np.empty((*other.shape, 2))
     points[..., along], points[..., 1 - along] = main[:, None], other

@@ -34,8 +34,8 @@ def warp_picture(image_b: Any, flow: Any, mask_a: Any = None) -> Pixels:
 
     Args:
         image_b: a photograph.
-        flow: (2, Ha, Wa) in pixels of b. There is no match where it is not finite or p + flow(p) lies outside of b,
-        mask_a: (Ha, Wa) in [0, 1] or bool, or where this is below 0.5.
+        flow: (2, Ha, Wa) in pixels of b; no match where it is not finite or p + flow(p) lies outside of b.
+        mask_a: (Ha, Wa) in [0, 1] or bool; no match where it is below 0.5.
 
     Raises:
         ValueError: wrong shapes.
