@@ -1,4 +1,4 @@
-"""Where C++ projects find the kernels: ``cosegflow --cmake-dir``, ``--include-dir``, ``--library-dir`` (docs/cpp.md)."""
+"""Where C++ projects find the kernels: ``cosegflow --cmake-dir``, ``--include-dir``, ``--library-dir``."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ namespace {
 
 void check(cosegflow::Status status) {
   if (status.ok()) return;
-  std::fprintf(stderr, "cosegflow: %s\n", status.message);
+  std::fprintf(stderr, "%s\n", status.message);
   std::exit(1);
 }
 

@@ -1,5 +1,5 @@
-// Matches two feature maps and warps one onto the other, on a GPU: device pointers, a workspace and a stream of its own.
-// Compares the results with those of the CPU. Ends with 77 where there is no device.
+// Matches two feature maps and warps one onto the other, on a GPU: device pointers, a workspace and a stream of its
+// own. Compares the results with those of the CPU. Ends with 77 where there is no device.
 #include "pair.h"
 
 #include <cuda_runtime_api.h>
@@ -20,7 +20,7 @@ void check(cudaError_t error) {
 // A Status has a message, and a cudaError_t where the CUDA runtime reported one.
 void check(cosegflow::Status status) {
   if (status.ok()) return;
-  std::fprintf(stderr, "cosegflow: %s", status.message);
+  std::fprintf(stderr, "%s", status.message);
   if (status.cuda_error != 0) {
     std::fprintf(stderr, ": %s", cudaGetErrorString(static_cast<cudaError_t>(status.cuda_error)));
   }

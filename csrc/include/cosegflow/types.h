@@ -13,7 +13,7 @@
 // Workspace. Its size depends on the params (sizes, dtypes, options, and which outputs are set), on the runtime's
 // num_threads, and on the current device: ask with what the launch gets. It is aligned to 16 bytes (cudaMalloc and
 // malloc give that), its contents do not matter before or after, and calls that may overlap need one each. 0 bytes:
-// pass null. warp and cycle_error on the CPU need none; threads keep scratch memory instead.
+// pass null. warp and cycle_error on the CPU need none; warp keeps scratch memory with each thread instead.
 //
 // Errors. Params are checked before any work: a bad size, dtype, pointer, alignment, stride, option or workspace gives
 // a Status that names the field, and nothing is written. A CUDA error of a launch is in Status::cuda_error; errors of
