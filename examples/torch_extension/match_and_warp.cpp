@@ -2,6 +2,7 @@
 // dispatcher. Nothing of cosegflow is included or linked: `import cosegflow` must have registered its operators.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/op_registration/infer_schema.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -14,6 +15,17 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 // [call]
+// The operator of this name. Its kernels keep no C++ signature that typed() could check, and a call by a wrong one is a
+// crash, so that is compared with the schema here.
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
+  const c10::OperatorHandle found = c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
+  const auto difference =
+      c10::findSchemaDifferences(c10::inferFunctionSchemaFlattenedReturns<Signature>(), found.schema());
+  TORCH_CHECK(!difference, "called by another signature than ", found.schema(), ": ", *difference);
+  return found.typed<Signature>();
+}
+
 // The types follow the schemas: `print(torch.ops.cosegflow.match.default._schema)` in Python shows one. Tensor? is
 // std::optional<Tensor>, str is c10::string_view, float is double, int is int64_t. Every argument is passed: the
 // defaults of a schema do not apply.
@@ -28,8 +40,8 @@ using Warp = std::tuple<Tensor, Tensor>(const Tensor& x, const Tensor& flow, c10
 // The flow from a to b, and image_b seen in a's frame. Gradients: those of the two operators.
 std::tuple<Tensor, Tensor> match_and_warp(const Tensor& fa, const Tensor& fb, const Tensor& image_b,
                                           const Tensor& beta) {
-  static const auto match = c10::Dispatcher::singleton().findSchemaOrThrow("cosegflow::match", "").typed<Match>();
-  static const auto warp = c10::Dispatcher::singleton().findSchemaOrThrow("cosegflow::warp", "").typed<Warp>();
+  static const auto match = find_operator<Match>("cosegflow::match");
+  static const auto warp = find_operator<Warp>("cosegflow::warp");
   const Tensor flow = std::get<0>(match.call(fa, fb, /*mask_a=*/{}, /*mask_b=*/{}, beta, /*normalize=*/true,
                                              /*simple=*/false, /*kernel_sigma=*/0.0, /*return_index=*/false,
                                              /*precision=*/0, /*portable=*/false));
