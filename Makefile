@@ -21,6 +21,7 @@ install: $(BIN)/python
 demo: install
 	$(BIN)/cosegflow demo --out report
 
+test: export NVCC_APPEND_FLAGS = -Werror all-warnings
 test: install
 	$(BIN)/python -m pytest -n auto tests
 

@@ -25,6 +25,8 @@ ARCH_LIST = runpy.run_path(
 
 # pip's build isolation hides the torch that is installed beside us, which is the one that will load the kernels.
 sys.path.append(sysconfig.get_path("purelib"))
+# The ninja of an environment that was not activated.
+os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")))
 try:
     import torch
     from torch.utils import cpp_extension
@@ -34,6 +36,8 @@ except ImportError as error:
         "    pip install 'torch>=2.10' setuptools wheel ninja\n"
         "    pip install --no-build-isolation ."
     )
+if [int(number) for number in re.findall(r"\d+", torch.__version__)[:2]] < [2, 10]:
+    sys.exit(f"cosegflow needs torch >= 2.10 to build, got {torch.__version__}: pip install 'torch>=2.10'")
 
 
 def flag(name: str) -> bool:
@@ -68,20 +72,27 @@ def cuda_version(home: Path) -> str:
     return match.group(1) if match else "unknown"
 
 
-def newest_architecture(home: Path) -> tuple[int, int] | None:
-    """The newest compute capability that nvcc compiles for; None where it does not tell."""
+def known_architectures(home: Path) -> list[tuple[int, int]]:
+    """The compute capabilities that nvcc compiles for, ascending; [] where it does not tell."""
     done = subprocess.run([home / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True)
-    found = [int(n) for n in re.findall(r"compute_(\d+)", done.stdout)]
-    return divmod(max(found), 10) if done.returncode == 0 and found else None
+    found = {int(n) for n in re.findall(r"compute_(\d+)", done.stdout)}
+    return [divmod(n, 10) for n in sorted(found)] if done.returncode == 0 else []
 
 
 def arch_list(home: Path) -> str:
     """What to build for: the user's TORCH_CUDA_ARCH_LIST, else by the visible GPUs."""
-    given = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if given and given != "native":
-        return given
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return ARCH_LIST["choose"]([torch.cuda.get_device_capability(i) for i in range(count)], newest_architecture(home))
+    known = known_architectures(home)
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if chosen in ("", "native"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        visible = [torch.cuda.get_device_capability(i) for i in range(count)]
+        chosen = ARCH_LIST["choose"](visible, known[-1] if known else None)
+    if known and (unknown := ARCH_LIST["unknown"](chosen, known)):
+        sys.exit(
+            f"nvcc {cuda_version(home)} in {home} does not compile for {', '.join(unknown)} (TORCH_CUDA_ARCH_LIST="
+            f"{chosen}): name others ({', '.join(f'{a}.{b}' for a, b in known)}), or install another CUDA toolkit"
+        )
+    return chosen
 
 
 def commit() -> str | None:
@@ -154,7 +165,18 @@ class BuildKernels(cpp_extension.BuildExtension):
             return os.path.join(*ext_name.split(".")) + ".so"
         return super().get_ext_filename(ext_name)
 
+    def require_compiler(self) -> None:
+        """Exits where there is no C++ compiler: torch's builder would end in a traceback that does not say so."""
+        chosen_by_torch = (os.environ.get("CXX", "c++").split() or ["''"])[0]  # compiles; setuptools' own links
+        for name in (chosen_by_torch, self.compiler.compiler_cxx[0]):
+            if shutil.which(name) is None:
+                sys.exit(
+                    f"cosegflow needs a C++17 compiler to build, and there is no {name}: install one (Debian, Ubuntu: "
+                    "apt install g++), or set CXX to it"
+                )
+
     def build_extensions(self) -> None:
+        self.require_compiler()
         if CUDA_HOME is not None:
             cpp_extension.CUDA_HOME = str(CUDA_HOME)  # None under a CPU build of torch
             chosen = os.environ["TORCH_CUDA_ARCH_LIST"] = arch_list(CUDA_HOME)

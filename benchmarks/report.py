@@ -22,12 +22,15 @@ algorithm needs, at rates measured in the same run."""
 
 STYLE = """\
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
+h1, h2, h3, p { overflow-wrap: anywhere }
+.wide { overflow-x: auto }
 table { border-collapse: collapse; margin: .5em 0 1.5em; font-variant-numeric: tabular-nums }
 th, td { padding: .2em .8em; text-align: right; border-bottom: 1px solid #e4e4e4 }
 th { cursor: pointer; border-bottom: 2px solid #888; white-space: nowrap }
 td:first-child, th:first-child, td.text { text-align: left }
 tr.ours { font-weight: bold } tr.refused { color: #946200 } td.wrong { color: #c1121f; font-weight: bold }
 img { max-width: 100%; display: block; margin: 1em 0 }
+@media (max-width: 700px) { img { max-width: none } }
 .note { color: #555; max-width: 60em }"""
 
 SCRIPT = """\
@@ -100,7 +103,8 @@ def _row(one: Group, line: Line) -> str:
 
 def _table(header: Iterable[str], body: Iterable[str]) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(body) + "\n</tbody></table>"
+    rows = "\n".join(body)
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>"
 
 
 def _tables(groups: Sequence[Group]) -> Iterable[str]:
@@ -118,7 +122,8 @@ def _pictures(rows: Sequence[Row]) -> Iterable[str]:
     try:
         for chart in plots.charts(rows):
             data = base64.b64encode(plots.svg(chart).encode()).decode()
-            yield f'<img alt="{escape(chart.title)}" src="data:image/svg+xml;base64,{data}">'
+            picture = f'<img alt="{escape(chart.title)}" src="data:image/svg+xml;base64,{data}">'
+            yield f"<div class=wide>{picture}</div>"
     except ImportError:
         yield "<p>No plots: matplotlib is not installed.</p>"
 
@@ -142,6 +147,7 @@ def html(rows: Sequence[Row]) -> str:
     pictures = list(_pictures(rows))
     return "\n".join([
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8"><title>cosegflow: benchmarks</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>\n{STYLE}\n</style></head><body>", "<h1>cosegflow: benchmarks</h1>",
         _table(("measured on", ""), origin) if rows else "<p>No rows.</p>",
         f"<h2>Method</h2><p class=note>{escape(METHOD)}</p>",

@@ -49,6 +49,13 @@ def choose(capabilities: Iterable[tuple[int, int]], newest: tuple[int, int] | No
     return ";".join(names)
 
 
+def unknown(arch_list: str, known: Iterable[tuple[int, int]]) -> list[str]:
+    """The entries of a list whose compute capability is not among those that nvcc compiles for."""
+    numbers = {f"{major}.{minor}" for major, minor in known}
+    found = [(entry, re.match(r"\d+\.\d+", entry)) for entry in entries(arch_list)]
+    return [entry for entry, number in found if number is not None and number[0] not in numbers]
+
+
 def lack(arch_list: str) -> str | None:
     """What a Hopper GPU misses in a build for this list, in one line; None where nothing."""
     if has_sm90a(arch_list) or not any(e.removesuffix("+PTX") == "9.0" for e in entries(arch_list)):

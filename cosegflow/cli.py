@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cosegflow import ablate_command, data_command, eval_command, fit_command, segment_command
+from cosegflow import ablate_command, cpp_paths, data_command, eval_command, fit_command, segment_command
+from cosegflow._version import __version__
 from cosegflow.benchmarks.options import add_options as add_bench_options
 from cosegflow.configuration import nearest
 
@@ -42,11 +43,22 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
+class PrintFolder(argparse.Action):
+    """Prints the folder that `const` returns, alone on a line of any length, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(self.const())
+        parser.exit()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="cosegflow", description="Dense correspondence: semantic matching and object co-segmentation."
     )
+    parser.add_argument("--version", action="version", version=f"cosegflow {__version__}")
+    for option, (folder, text) in cpp_paths.FOLDERS.items():
+        parser.add_argument(option, action=PrintFolder, nargs=0, const=folder, help=text)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     fit = commands.add_parser("fit", help="train the joint model on a data set or on folders of photographs")

@@ -16,6 +16,10 @@ from cosegflow.joint.predict import predict
 from cosegflow.report import check_output, save_picture, staged_folder
 
 FLO_TAG = 202021.25
+FILES = (
+    "figure.png", "matches.png", "flow.npy", "flow.flo", "flow.png", "mask_a.png", "mask_b.png", "warped.png",
+    "confidence.png",
+)  # fmt: skip
 
 
 def write_flo(path: Path, flow: npt.NDArray[np.float32]) -> None:
@@ -33,7 +37,7 @@ def write_flo(path: Path, flow: npt.NDArray[np.float32]) -> None:
 
 
 def run(path_a: Path, path_b: Path, out: Path, checkpoint: Path | None = None) -> None:
-    """Writes flow.npy, flow.flo, mask_a.png, mask_b.png, warped.png, confidence.png, figure.png and summary.json.
+    """Writes `FILES` and summary.json.
 
     The flow is at A's resolution, in pixels of B minus pixels of A. All checks come before any work, and the files
     appear only when all are complete.
@@ -47,17 +51,16 @@ def run(path_a: Path, path_b: Path, out: Path, checkpoint: Path | None = None) -
     found = predict(model, image_a[None], image_b[None])
     flow, mask_a, mask_b = found.flow_ab[0], found.mask_a[0], found.mask_b[0]
     warped = cosegflow.warp(image_b[None], flow[None])[0]
-    masked_flow, moved = viz.flow_to_colour(flow), viz.to_pixels(warped).copy()
-    outside = (mask_a < 0.5).numpy()
-    masked_flow[outside], moved[outside] = 245, 245
+    colour = viz.flow_picture(flow, mask_a)
     panels = [
         ("A", viz.to_pixels(image_a)),
         ("B", viz.to_pixels(image_b)),
         ("object in A", viz.overlay(image_a, mask_a)),
         ("object in B", viz.overlay(image_b, mask_b)),
-        ("flow from A to B", masked_flow),
-        ("B warped onto A", moved),
+        ("flow from A to B", colour),
+        ("B warped onto A", viz.warp_picture(image_b, flow, mask_a)),
     ]
+    lines = viz.match_lines(image_a, image_b, flow, found.confidence[0], mask_a=mask_a)
     inside = mask_a >= 0.5
     summary = {
         "a": {"file": path_a.name, "width": image_a.shape[2], "height": image_a.shape[1]},
@@ -72,11 +75,13 @@ def run(path_a: Path, path_b: Path, out: Path, checkpoint: Path | None = None) -
         values = flow.to(torch.float32).numpy()
         np.save(stage / "flow.npy", values)
         write_flo(stage / "flow.flo", values)
+        save_picture(stage / "flow.png", colour)
+        save_picture(stage / "matches.png", lines)
         save_picture(stage / "mask_a.png", viz.grey_map(mask_a)[..., 0])
         save_picture(stage / "mask_b.png", viz.grey_map(mask_b)[..., 0])
         save_picture(stage / "warped.png", viz.to_pixels(warped))
         save_picture(stage / "confidence.png", viz.grey_map(found.confidence[0])[..., 0])
         viz.pair_figure(panels, stage / "figure.png", columns=3, dpi=130)
         (stage / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    for name in ("figure.png", "flow.npy", "flow.flo", "mask_a.png", "mask_b.png", "warped.png", "confidence.png"):
+    for name in FILES:
         print(out / name)

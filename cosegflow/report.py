@@ -15,10 +15,14 @@ from PIL import Image
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1180px; padding: 0 1em; color: #222; }
+h1, h2, h3, p, li { overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1em 0; } th, td { padding: .3em .8em; border-bottom: 1px solid #ddd; }
 td { text-align: right; font-variant-numeric: tabular-nums; } td:first-child, th:first-child { text-align: left; }
 .good { color: #08660b; } .bad { color: #b00020; font-weight: bold; }
-.pair { display: grid; grid-template-columns: repeat(7, 1fr); gap: 6px; margin-bottom: 1.4em; }
+.pair { display: grid; gap: 6px; margin-bottom: 1.4em; }
+.pair { grid-template-columns: repeat(auto-fill, minmax(min(45%, 210px), 1fr)); }
+.pair figure { break-inside: avoid; } .pair .double { grid-column: span 2; }
 .pair img { width: 100%; } figure { margin: 0; } figcaption { font-size: 12px; color: #555; }
 """
 
@@ -154,26 +158,30 @@ def write_report(
     pictures.mkdir()
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(note)}</p>" for note in notes),
-        "<h2>Held-out pairs, against the exact truth</h2><table><tr><th></th>",
+        "<h2>Held-out pairs, against the exact truth</h2><div class='wide'><table><tr><th></th>",
         *(f"<th>{name}</th>" for name in ("PCK@0.05", "PCK@0.10", "PCK@0.15", "flow error, pixels", "mask IoU")),
         "</tr>",
     ]
     for row in rows:
         values = [f"{v:.3f}" for v in row.pck] + [f"{row.error:.2f}", "–" if row.iou is None else f"{row.iou:.3f}"]
         parts.append(f"<tr><td>{html.escape(row.name)}</td>" + "".join(f"<td>{v}</td>" for v in values) + "</tr>")
-    parts.append("</table><ul>")
+    parts.append("</table></div><ul>")
     for sentence, better in verdicts(*compared):
         parts.append(f"<li class='{'good' if better else 'bad'}'>{html.escape(sentence)}</li>")
     parts.append("</ul><h2>Pictures</h2>")
     for number, example in enumerate(examples):
         parts.append(f"<h3>{html.escape(example.title)}</h3><div class='pair'>")
+        narrow = min(picture.shape[1] for _, picture in example.cells)
         for cell, (caption, picture) in enumerate(example.cells):
             name = f"{number:02d}-{cell:02d}.jpg"
             save_picture(pictures / name, picture)
             text = html.escape(caption)
-            parts.append(f"<figure><img src='pictures/{name}' alt='{text}'><figcaption>{text}</figcaption></figure>")
+            double = " class='double'" if picture.shape[1] > 1.5 * narrow else ""
+            image = f"<img src='pictures/{name}' alt='{text}'>"
+            parts.append(f"<figure{double}>{image}<figcaption>{text}</figcaption></figure>")
         parts.append("</div>")
     parts.append("</html>\n")
     (stage / "index.html").write_text("\n".join(parts), encoding="utf-8")

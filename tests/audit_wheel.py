@@ -18,7 +18,12 @@ from pathlib import Path
 
 EXCLUDED = ("libtorch*.so", "libc10*.so")  # torch brings them, and importing it has loaded them before _C is
 LIBRARIES = {"cosegflow/_C.abi3.so", "cosegflow/libcosegflow.so"}
-BESIDE = {"cosegflow/include/cosegflow/match.h", "cosegflow/_build_info.json", "cosegflow/py.typed"}
+BESIDE = {
+    "cosegflow/_build_info.json",
+    "cosegflow/cmake/cosegflow-config.cmake",
+    "cosegflow/include/cosegflow/match.h",
+    "cosegflow/py.typed",
+}
 TAG = re.compile(r"-cp310-abi3-manylinux_\d+_\d+_(x86_64|aarch64)\.whl$")
 
 

@@ -24,6 +24,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
+
 REPO = Path(__file__).resolve().parents[1]
 
 _spec = importlib.util.spec_from_file_location("hostsim_build", REPO / "csrc" / "hostsim" / "build.py")
@@ -45,39 +47,36 @@ class Outcome:
     output: str
 
 
-def _base(op: str, variant: str) -> Path:
-    """The folder of a build of the original sources, whose objects the mutants reuse."""
-    out_dir = REPO / "build" / "hostsim" / f"{op}-{variant}"
-    return _built(op, variant, out_dir).parent
-
-
 @functools.cache
-def _built(op: str, variant: str, out_dir: Path) -> Path:
-    return hostsim_build.build(variant, ops=[op], out_dir=out_dir)
+def _base(variant: str) -> Path:
+    """The build of the original sources, whose objects the mutants reuse."""
+    return hostsim_build.build(variant)
 
 
 def _check(module: Path, variant: str, test: str | None, snippet: str | None, timeout: float) -> Outcome:
     if (test is None) == (snippet is None):
         raise ValueError("give either test, a pytest node id, or snippet, Python code")
     environment = {**os.environ, "COSEGFLOW_HOSTSIM_MODULE": str(module)}
-    if variant == "asan":
+    code = None if snippet is None else PRELUDE.format(build=hostsim_build.__file__) + snippet
+    arguments = ["-q", "-x", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", str(test)]
+    if variant == "asan":  # which has to be loaded before everything else
         environment.update(hostsim_build.sanitizer_env())
-    if snippet is not None:
-        arguments = ["-c", PRELUDE.format(build=hostsim_build.__file__) + snippet]
+        command = [sys.executable, *(["-m", "pytest", *arguments] if code is None else ["-c", code])]
+        try:
+            done = subprocess.run(command, env=environment, cwd=REPO, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return Outcome(True, f"no end after {timeout} s")
+        status, output = done.returncode, done.stdout + done.stderr
     else:
-        arguments = ["-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", test]
-    try:
-        done = subprocess.run(
-            [sys.executable, *arguments], env=environment, cwd=REPO, capture_output=True, text=True, timeout=timeout
-        )
-    except subprocess.TimeoutExpired:
-        return Outcome(True, f"no end after {timeout} s")
-    output = done.stdout + done.stderr
-    if test is not None and done.returncode in (4, 5):  # pytest: usage error, no tests collected
+        ended, output = forked.run(arguments if code is None else code, environment, timeout)
+        if ended is None:
+            return Outcome(True, f"no end after {timeout} s")
+        status = ended
+    if test is not None and status in (4, 5):  # pytest: usage error, no tests collected
         raise ValueError(f"pytest found no test to run for {test!r}:\n{output}")
-    if test is not None and done.returncode == 0 and " passed" not in output:
+    if test is not None and status == 0 and " passed" not in output:
         raise ValueError(f"every test of {test!r} was skipped:\n{output}")
-    return Outcome(done.returncode != 0, output)
+    return Outcome(status != 0, output)
 
 
 def run(
@@ -96,7 +95,7 @@ def run(
     A mutant that does not compile raises RuntimeError: it tests nothing.
     """
     relative = Path(file).relative_to("csrc")
-    base = _base(op, variant)
+    base = _base(variant).parent
     with tempfile.TemporaryDirectory(prefix="cosegflow-mutant-") as folder:
         root = Path(folder) / "csrc"
         shutil.copytree(REPO / "csrc", root)
@@ -104,12 +103,13 @@ def run(
         if text.count(old) != 1:
             raise ValueError(f"{old!r} occurs {text.count(old)} times in {file}, must be once")
         (root / relative).write_text(text.replace(old, new))
-        module = hostsim_build.build(variant, root, Path(folder) / "build", [op], reuse=base, changed=[relative])
+        kind = "quick" if variant == "plain" else variant
+        module = hostsim_build.build(kind, root, Path(folder) / "build", [op], reuse=base, changed=[relative])
         return _check(module, variant, test, snippet, timeout)
 
 
 def baseline(
-    *, op: str, test: str | None = None, snippet: str | None = None, variant: str = "plain", timeout: float = 300
+    *, test: str | None = None, snippet: str | None = None, variant: str = "plain", timeout: float = 300
 ) -> Outcome:
     """The same check on the original sources: `caught` must be False."""
-    return _check(_base(op, variant) / hostsim_build.module_filename(), variant, test, snippet, timeout)
+    return _check(_base(variant), variant, test, snippet, timeout)

@@ -37,7 +37,8 @@ def photograph(path: Path, width: int, height: int, mode: str = "RGB") -> Path:
 
 
 RESULTS = {
-    "flow.npy", "flow.flo", "mask_a.png", "mask_b.png", "warped.png", "confidence.png", "figure.png", "summary.json"
+    "flow.npy", "flow.flo", "flow.png", "matches.png", "mask_a.png", "mask_b.png", "warped.png", "confidence.png",
+    "figure.png", "summary.json",
 }  # fmt: skip
 
 
@@ -53,7 +54,8 @@ def test_match_writes_everything_at_the_photographs_sizes(tmp_path: Path, tiny_c
     assert np.frombuffer(raw[4:12], "<i4").tolist() == [70, 50]
     np.testing.assert_array_equal(np.frombuffer(raw[12:], "<f4").reshape(50, 70, 2).transpose(2, 0, 1), flow)
     assert Image.open(out / "mask_a.png").size == (70, 50) and Image.open(out / "mask_b.png").size == (33, 90)
-    assert Image.open(out / "warped.png").size == (70, 50)
+    assert Image.open(out / "warped.png").size == (70, 50) and Image.open(out / "flow.png").size == (70, 50)
+    assert Image.open(out / "matches.png").size == (70 + 6 + 33, 90)
     assert json.loads((out / "summary.json").read_text())["b"] == {"file": "b.jpg", "width": 33, "height": 90}
     # a second run replaces the files and leaves what is not its own
     (out / "mine.txt").write_text("keep")
@@ -190,7 +192,7 @@ def test_demo_end_to_end_with_a_tiny_backbone(tmp_path: Path, capsys: pytest.Cap
     text = capsys.readouterr().out
     assert str((out / "index.html").resolve()) in text
     page = (out / "index.html").read_text()
-    assert "PCK@0.05" in page and page.count("<img") == 14
+    assert "PCK@0.05" in page and page.count("<img") == 16
     assert "http" not in page  # self-contained
     for name in (p.name for p in (out / "pictures").iterdir()):
         assert f"pictures/{name}" in page

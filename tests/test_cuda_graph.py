@@ -4,9 +4,8 @@ Without a GPU the same bodies run with a stand-in that repeats the work, so that
 """
 
 import os
-import subprocess
-import sys
 
+import forked
 import pytest
 import torch
 from errors import EPS, assert_close
@@ -82,9 +81,10 @@ def test_captures_differ_between_contents():
 
 
 FIRST_CALL = """
-import contextlib, sys, torch, cosegflow
+import contextlib, warnings, torch, cosegflow
 from benchmarks.check.small_shapes import CALLS, PUBLIC, place, with_gradients
-name, device = sys.argv[1:]
+warnings.simplefilter("error", RuntimeWarning)
+name, device = {name!r}, {device!r}
 inputs = place(CALLS[name], CALLS[name].sizes[1], torch.float16, torch.device(device))
 with torch.cuda.graph(torch.cuda.CUDAGraph()) if device == "cuda" else contextlib.nullcontext():
     results = with_gradients(PUBLIC[name](inputs), inputs)
@@ -93,10 +93,7 @@ print("captured", len(results))
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_capture_as_the_first_call_of_a_process(name, tmp_path):
+def test_capture_as_the_first_call_of_a_process(name):
     """Without warmup() no check runs during capture, the simple kernels are captured, and nothing fails."""
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", FIRST_CALL, name, DEVICE.type]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}  # the same cosegflow
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("captured ")
+    status, said = forked.run(FIRST_CALL.format(name=name, device=DEVICE.type), os.environ, timeout=240)
+    assert status == 0 and said.startswith("captured "), said

@@ -1,4 +1,4 @@
-"""What is built and how it fails: symbols, headers, C++ use without torch, build messages, info."""
+"""What is built and how it fails: symbols, build messages, info. C++ use: test_cpp_use.py."""
 
 import runpy
 import subprocess
@@ -47,38 +47,6 @@ def test_links_neither_cuda_nor_torch_where_it_must_not():
     assert not [n for n in kernels if "torch" in n or "cudart" in n or "c10" in n], kernels
     assert not [n for n in binding if "cuda" in n], binding
     assert "libcosegflow.so" in binding
-
-
-@pytest.mark.parametrize("header", HEADERS, ids=lambda h: h.name)
-def test_header_compiles_alone(header):
-    program = f'#include "cosegflow/{header.name}"\nint main() {{ return 0; }}\n'
-    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c++", "-"]
-    run(*command, f"-I{ROOT / 'csrc/include'}", input=program)
-
-
-def test_cpp_without_torch(tmp_path):
-    """A C++ program links libcosegflow and warps an image by one pixel."""
-    (tmp_path / "main.cpp").write_text(
-        """
-        #include <cosegflow/warp.h>
-        #include <cstdio>
-        int main() {
-          float x[4] = {1, 2, 3, 4}, flow[8] = {1, 1, 1, 1, 0, 0, 0, 0}, out[4] = {};
-          cosegflow::WarpParams p;
-          p.batch = p.channels = 1;
-          p.height = p.width = p.out_height = p.out_width = 2;
-          p.x = {x, cosegflow::DType::kFloat32, {4, 4, 2, 1}};
-          p.flow = {flow, cosegflow::DType::kFloat32, {8, 4, 2, 1}};
-          p.out = {out, cosegflow::DType::kFloat32, {4, 4, 2, 1}};
-          const cosegflow::Status status = cosegflow::warp_forward_cpu(p, {});
-          if (!status.ok()) return std::puts(status.message), 1;
-          std::printf("%g %g %g %g", out[0], out[1], out[2], out[3]);
-        }
-        """
-    )
-    link = [f"-I{ROOT / 'csrc/include'}", f"-L{PACKAGE}", "-lcosegflow", f"-Wl,-rpath,{PACKAGE}"]
-    run("g++", "-std=c++17", tmp_path / "main.cpp", "-o", tmp_path / "main", *link)
-    assert run(tmp_path / "main") == "2 0 4 0"
 
 
 def test_setup_without_torch_says_what_to_type(monkeypatch):

@@ -1,26 +1,17 @@
 """What nvcc made of the Hopper kernels: the instructions that are meant to be there are, and local memory is not."""
 
 import re
-import shutil
-import subprocess
-import sysconfig
 from collections import Counter
 from pathlib import Path
 
+import built_kernels
 import pytest
-from test_ptxas import ROOT, find_nvcc
 
 from benchmarks.model import INSTRUCTIONS
 
-CUDA = ROOT / "csrc" / "cuda"
-SOURCES = [*sorted(CUDA.rglob("*_hopper_cuda.cu")), CUDA / "hopper" / "gradient_product_cuda.cu"]
+CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+SOURCES = [*sorted(p.stem for p in CUDA.rglob("*_hopper_cuda.cu")), "gradient_product_cuda"]
 SCORES = 128  # of a thread in a tile: 4 rows x 32 columns
-
-
-def find_nvdisasm() -> str | None:
-    """The disassembler, from PATH or from the package nvidia-cuda-nvdisasm."""
-    packaged = Path(sysconfig.get_paths()["purelib"]).glob("nvidia/*/bin/nvdisasm")
-    return shutil.which("nvdisasm") or next((str(path) for path in packaged), None)
 
 
 def instructions(text: str) -> dict[str, list[str]]:
@@ -37,18 +28,8 @@ def instructions(text: str) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory) -> dict[str, list[str]]:
     """Every kernel of the sources for Hopper that uses the pipeline."""
-    nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
-    if nvcc is None or nvdisasm is None:
-        pytest.skip("needs nvcc and nvdisasm (pip install nvidia-cuda-nvdisasm)")
-    found = {}
-    for source in SOURCES:
-        cubin = tmp_path_factory.mktemp("sass") / f"{source.stem}.cubin"
-        include = [f"-I{ROOT / 'csrc' / d}" for d in (".", "include", "cuda")]
-        command = [nvcc, "-cubin", "-o", cubin, "-arch=sm_90a", "-O3", "-std=c++17", *include, source]
-        subprocess.run(command, check=True, capture_output=True)
-        done = subprocess.run([nvdisasm, "-c", cubin], check=True, capture_output=True, text=True)
-        found.update({name: code for name, code in instructions(done.stdout).items() if "hopper_kernel" in name})
-    return found
+    text = built_kernels.disassembly(tmp_path_factory.mktemp("sass"), "sm_90a", SOURCES)
+    return {name: code for name, code in instructions(text).items() if "hopper_kernel" in name}
 
 
 def mix(code: list[str]) -> Counter[str]:
@@ -146,19 +127,12 @@ def test_stores_of_correlation(kernels):
 
 def test_loads_of_warp(tmp_path):
     """Channels last: 16 bytes a tap and a store, from global memory and not from wherever a pointer may lead."""
-    nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
-    if nvcc is None or nvdisasm is None:
-        pytest.skip("needs nvcc and nvdisasm (pip install nvidia-cuda-nvdisasm)")
-    for stem, kernel, loads in (
-        ("warp_forward", "warp_forward_channels", 4),
-        ("warp_gather", "warp_gather_channels", 2),
+    for source, kernel, loads in (
+        ("warp_forward_cuda", "warp_forward_channels", 4),
+        ("warp_gather_cuda", "warp_gather_channels", 2),
     ):
-        cubin = tmp_path / f"{stem}.cubin"
-        include = [f"-I{ROOT / 'csrc' / d}" for d in (".", "include", "cuda")]
-        command = [nvcc, "-cubin", "-o", cubin, "-arch=sm_90a", "-O3", "-std=c++17", *include]
-        subprocess.run([*command, CUDA / "warp" / f"{stem}_cuda.cu"], check=True, capture_output=True)
-        done = subprocess.run([nvdisasm, "-c", cubin], check=True, capture_output=True, text=True)
-        found = {name: code for name, code in instructions(done.stdout).items() if kernel in name}
+        code = instructions(built_kernels.disassembly(tmp_path, "sm_90a", [source]))
+        found = {name: code for name, code in code.items() if kernel in name}
         assert len(found) == 4  # types
         for name, code in found.items():
             wide = Counter(line.split()[0] for line in code)

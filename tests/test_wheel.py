@@ -76,7 +76,8 @@ def test_cpu_only_wheel_of_the_sdist_works_and_says_so(sdist, tmp_path):
     assert json.loads((tmp_path / "site/cosegflow/_build_info.json").read_text())["cuda"] is None
     code = """if True:
         import sys, torch, cosegflow
-        from cosegflow import _library, info
+        from cosegflow import _library, cpp_paths, info
+        assert (cpp_paths.include_dir() / "cosegflow" / "match.h").is_relative_to(sys.argv[1])
         assert cosegflow.__file__.startswith(sys.argv[1])
         assert torch.equal(cosegflow.warp(torch.ones(1, 1, 2, 2), torch.zeros(1, 2, 2, 2)), torch.ones(1, 1, 2, 2))
         assert "built without CUDA kernels: COSEGFLOW_CPU_ONLY is set" in info.report()

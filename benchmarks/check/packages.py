@@ -120,11 +120,11 @@ def environment_of(home: Path) -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join([*paths, *([other] if other else [])])}
 
 
-def digest(*patterns: str, root: Path) -> str:
-    """A short hash of the names and contents of files below `root`."""
+def digest(*patterns: str, root: Path, without: str = "") -> str:
+    """A short hash of the names and contents of files below `root`, but for those of the name `without`."""
     total = hashlib.sha256()
     for pattern in patterns:
-        for file in sorted(root.glob(pattern)):
+        for file in sorted(f for f in root.glob(pattern) if f.name != without):
             total.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
     return total.hexdigest()[:16]
 
@@ -137,7 +137,7 @@ def build_digest(home: Path) -> str:
 def kernel_digest(root: Path = ROOT) -> str:
     """Of the CUDA kernels' sources: what a result verified holds for these alone."""
     patterns = ("csrc/cuda/**/*.cu", "csrc/cuda/**/*.cuh", "csrc/common/**/*.h", "csrc/include/**/*.h")
-    return digest(*patterns, root=root)
+    return digest(*patterns, root=root, without="version.h")  # a new version is not another kernel
 
 
 def build_info(home: Path) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class KeepCheckpoints(Checkpoint):
 
 
 class LogPictures(lightning.Callback):
-    """Masks, flow and warped photographs of the first validation pairs: to TensorBoard, else as files."""
+    """The strips of `pair_strip` of the first validation pairs: to TensorBoard, else as files."""
 
     def __init__(self, folder: Path, count: int = 4) -> None:
         """folder: for the files, where there is no TensorBoard."""

@@ -124,7 +124,8 @@ def _read_safetensors(path: Path, argument: str) -> tuple[dict[str, Tensor], dic
 
 
 def _short(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    """The first sentence of an error's first line, or its type."""
+    return (str(error).splitlines() or [""])[0].partition(". ")[0][:120] or type(error).__name__
 
 
 def load_checkpoint(

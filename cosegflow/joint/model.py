@@ -212,9 +212,13 @@ class JointModel(nn.Module):
 
     def pyramid(self, image: Tensor) -> Pyramid:
         """Features at strides 4, 8 (frozen) and 16 (adapted) of (B, 3, H, W) in [0, 1]."""
+        return self._trunk(image)[0]
+
+    def _trunk(self, image: Tensor) -> tuple[Pyramid, Tensor]:
+        """The pyramid, and what its coarsest level was adapted from."""
         with torch.no_grad():
             fine, middle, last = self.backbone.trunk(image)
-        return fine, middle, self.tail(last)
+        return (fine, middle, self.tail(last)), last
 
     def encode(self, image_a: Tensor, image_b: Tensor) -> Encoded:
         """Pyramids and descriptors of both photographs (B, 3, H, W) in [0, 1], sides multiples of 16.
@@ -242,16 +246,15 @@ class JointModel(nn.Module):
 
     def _levels(self, image: Tensor) -> tuple[Pyramid, Frozen]:
         """The pyramid, and what stays as it was: of a backbone without `semantic` the adapted features of stride 16."""
-        with torch.no_grad():
-            fine, middle, last = self.backbone.trunk(image)
-        coarse: Tensor = self.tail(last)
+        pyramid, last = self._trunk(image)
+        _, middle, coarse = pyramid
         with torch.no_grad():
             known = self.backbone.semantic(last) if hasattr(self.backbone, "semantic") else (coarse, coarse)
             grown = F.interpolate(
                 F.normalize(known[0], dim=1), size=middle.shape[-2:], mode="bilinear", align_corners=False
             )
             frozen = Frozen(torch.cat((F.normalize(middle, dim=1), grown), 1), known[1])
-        return (fine, middle, coarse), frozen
+        return pyramid, frozen
 
     def smooth_flow(self, near: Matching, far: Matching, gate: Gate | None = None) -> Tensor:
         """The flow that a matching comes to, (B, 2, H, W), cells: see `smoothing`.

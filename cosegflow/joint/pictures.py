@@ -1,15 +1,18 @@
 """Pictures of a pair and its prediction, for reports and logs."""
 
-import numpy as np
 from torch import Tensor
 
-import cosegflow
 from cosegflow import viz
 from cosegflow.joint.predict import Prediction
 
+LINES = 40
+"""About so many matches are drawn."""
+
 
 def pair_cells(image_a: Tensor, image_b: Tensor, found: Prediction, index: int) -> list[tuple[str, viz.Pixels]]:
-    """(caption, picture) of one pair: photographs, masks, flow, the warped b and the confidence.
+    """(caption, picture) of one pair: photographs, masks, flow, the warped b, the confidence, and match lines.
+
+    The last one shows both photographs; all others have the size of a or b.
 
     Args:
         image_a, image_b: (3, H, W) in [0, 1].
@@ -17,23 +20,20 @@ def pair_cells(image_a: Tensor, image_b: Tensor, found: Prediction, index: int) 
         index: which of the batch.
     """
     flow, mask_a, mask_b = found.flow_ab[index], found.mask_a[index], found.mask_b[index]
-    warped = cosegflow.warp(image_b[None], flow[None])[0]
-    colour, moved = viz.flow_to_colour(flow), viz.to_pixels(warped).copy()
-    outside = (mask_a < 0.5).cpu().numpy()
-    sure = viz.colour_map(found.confidence[index])
-    for picture in (colour, moved, sure):
-        picture[outside] = 245
+    sure = found.confidence[index]
     return [
         ("a", viz.to_pixels(image_a)),
         ("b", viz.to_pixels(image_b)),
         ("object in a", viz.overlay(image_a, mask_a)),
         ("object in b", viz.overlay(image_b, mask_b)),
-        ("flow from a to b", colour),
-        ("b warped onto a", moved),
-        ("confidence", sure),
+        ("flow from a to b", viz.flow_picture(flow, mask_a)),
+        ("b warped onto a", viz.warp_picture(image_b, flow, mask_a)),
+        ("confidence, blue 0 to yellow 1", viz.confidence_picture(sure, mask_a, bar=False)),
+        ("matches, by confidence", viz.match_lines(image_a, image_b, flow, sure, mask_a=mask_a, count=LINES)),
     ]
 
 
 def pair_strip(image_a: Tensor, image_b: Tensor, found: Prediction, index: int) -> viz.Pixels:
-    """The pictures of `pair_cells` side by side; a and b have one size."""
-    return np.concatenate([picture for _, picture in pair_cells(image_a, image_b, found, index)], axis=1)
+    """The pictures of `pair_cells` side by side under their captions."""
+    captions, pictures = zip(*pair_cells(image_a, image_b, found, index), strict=True)
+    return viz.side_by_side(pictures, captions)

@@ -37,6 +37,14 @@ def require_features(name: str, value: Tensor, shape: str = "(B, C, H, W)") -> N
         raise ValueError(f"{name} must have at least one channel, row and column, got shape {tuple(value.shape)}")
 
 
+def wrong_flow(name: str, flow: Tensor, needed: str) -> ValueError:
+    """The error for a flow of another shape than `needed`; one with channels last is told what to do."""
+    hint = ""
+    if flow.dim() == 4 and flow.shape[3] == 2 and flow.shape[1] != 2:
+        hint = f"; where the channels come last, pass {name}.permute(0, 3, 1, 2)"
+    return ValueError(f"{name} must have shape {needed}, got {tuple(flow.shape)}{hint}")
+
+
 def require_pair(fa: Tensor, fb: Tensor) -> None:
     """Raises unless fa and fb are features of one dtype (after autocast), device, batch size and channel count."""
     require_features("fa", fa)

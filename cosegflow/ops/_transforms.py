@@ -39,10 +39,21 @@ def reference_wanted() -> bool:
 
 
 def run(name: str, *args: Any) -> Any:
-    """Calls the operator `name`, under vmap and grad too."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    """Calls the operator `name`, under vmap and grad too.
+
+    Raises:
+        torch.OutOfMemoryError: the binding's RuntimeError says so (the stable ABI has no classes of errors).
+    """
+    if torch.compiler.is_compiling():
         return getattr(operators, name)(*args)
-    return _functions[name].apply(*args)
+    try:
+        if torch._C._are_functorch_transforms_active():
+            return _functions[name].apply(*args)
+        return getattr(operators, name)(*args)
+    except RuntimeError as error:
+        if "out of memory" in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise torch.OutOfMemoryError(str(error)) from None
+        raise
 
 
 def _fold(value: Any, dim: int | None, size: int, per_image: bool) -> Any:

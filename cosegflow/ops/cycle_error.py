@@ -37,9 +37,9 @@ def cycle_error(flow_ab: Tensor, flow_ba: Tensor) -> CycleError:
     _checks.require_features("flow_ab", flow_ab, "(B, 2, Ha, Wa)")
     _checks.require_features("flow_ba", flow_ba, "(B, 2, Hb, Wb)")
     if flow_ab.shape[1] != 2:
-        raise ValueError(f"flow_ab must have shape (B, 2, Ha, Wa), got {tuple(flow_ab.shape)}")
+        raise _checks.wrong_flow("flow_ab", flow_ab, "(B, 2, Ha, Wa)")
     if flow_ba.shape[1] != 2 or flow_ba.shape[0] != flow_ab.shape[0]:
-        raise ValueError(f"flow_ba must have shape ({flow_ab.shape[0]}, 2, Hb, Wb), got {tuple(flow_ba.shape)}")
+        raise _checks.wrong_flow("flow_ba", flow_ba, f"({flow_ab.shape[0]}, 2, Hb, Wb)")
     _checks.require_device("flow_ba", flow_ba, "flow_ab", flow_ab)
     _library.require(flow_ab.device)
     dtype = torch.promote_types(flow_ab.dtype, flow_ba.dtype)

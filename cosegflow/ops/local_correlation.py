@@ -48,9 +48,7 @@ def local_correlation(
     if flow is not None:
         _checks.require_features("flow", flow, "(B, 2, Ha, Wa)")
         if flow.shape != (fa.shape[0], 2, *fa.shape[2:]):
-            raise ValueError(
-                f"flow must have shape {(fa.shape[0], 2, *fa.shape[2:])} for this fa, got {tuple(flow.shape)}"
-            )
+            raise _checks.wrong_flow("flow", flow, f"{(fa.shape[0], 2, *fa.shape[2:])} for this fa")
         _checks.require_device("flow", flow, "fa", fa)
     _library.require(fa.device)
     dtype = autocast_dtype(fa)

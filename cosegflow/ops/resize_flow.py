@@ -52,7 +52,7 @@ def resize_flow(
     """
     _checks.require_features("flow", flow, "(B, 2, H, W)")
     if flow.shape[1] != 2:
-        raise ValueError(f"flow must have shape (B, 2, H, W), got {tuple(flow.shape)}")
+        raise _checks.wrong_flow("flow", flow, "(B, 2, H, W)")
     new_a, new_b = _as_size("size_a", size_a), _as_size("size_b", size_b)
     old_a = (flow.shape[2], flow.shape[3])
     old_b = old_a if from_size_b is None else _as_size("from_size_b", from_size_b)

@@ -56,7 +56,7 @@ def warp(
     _checks.require_features("x", x)
     _checks.require_features("flow", flow, "(B, 2, Ho, Wo)")
     if flow.shape[1] != 2 or flow.shape[0] != x.shape[0]:
-        raise ValueError(f"flow must have shape ({x.shape[0]}, 2, Ho, Wo) for this x, got {tuple(flow.shape)}")
+        raise _checks.wrong_flow("flow", flow, f"({x.shape[0]}, 2, Ho, Wo) for this x")
     _checks.require_device("flow", flow, "x", x)
     if mode not in ("bilinear", "nearest"):
         raise ValueError(f"mode must be 'bilinear' or 'nearest', got {mode!r}")

@@ -89,9 +89,8 @@ inline void require_same_device(const std::optional<Tensor>& tensor, const Tenso
   if (tensor.has_value()) require_same_device(*tensor, reference);
 }
 
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
-}
+// Uninitialised, on the device of `like`; an error names the shape and what torch says (allocation.cpp).
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype);
 
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, DType dtype) {
   return empty(like, sizes, scalar_type(dtype));

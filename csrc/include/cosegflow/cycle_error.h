@@ -6,9 +6,9 @@
 namespace cosegflow {
 
 struct CycleErrorParams {
-  int64_t batch = 0;
-  int64_t height_a = 0, width_a = 0;  // of flow_ab, error and valid
-  int64_t height_b = 0, width_b = 0;  // of flow_ba
+  int64_t batch = 0;                  // B
+  int64_t height_a = 0, width_a = 0;  // Ha, Wa, of flow_ab, error and valid
+  int64_t height_b = 0, width_b = 0;  // Hb, Wb, of flow_ba
   bool simple = false;                // CUDA: the plainly right kernels instead of the fast ones
   bool deterministic = false;         // backward on CUDA: bit-equal from run to run, slower
 
@@ -16,8 +16,8 @@ struct CycleErrorParams {
   View4 flow_ba;  // (B, 2, Hb, Wb), the type of flow_ab
 
   // forward
-  View3 error;  // (B, Ha, Wa), accumulate_type(flow_ab)
-  View3 valid;  // (B, Ha, Wa) bool; optional
+  View3 error;  // (B, Ha, Wa), accumulate_type(flow_ab), pixels; 0 where not valid
+  View3 valid;  // (B, Ha, Wa) bool: p + flow_ab(p) is in b, and the way back is finite; optional
 
   // backward
   View3 grad_error;  // (B, Ha, Wa), the type of error
@@ -25,7 +25,8 @@ struct CycleErrorParams {
   View4 grad_ba;     // (B, 2, Hb, Wb) contiguous, the type of error; overwritten; null where not wanted
 };
 
-// On the CPU no workspace is needed, nor is one on CUDA for the forward.
+// forward: flow_ab, flow_ba -> error, valid. backward: flow_ab, flow_ba, grad_error -> grad_ab, grad_ba. On the CPU no
+// workspace is needed, nor is one on CUDA for the forward.
 COSEGFLOW_API Status cycle_error_forward_cpu(const CycleErrorParams&, const CpuRuntime&);
 COSEGFLOW_API Status cycle_error_backward_cpu(const CycleErrorParams&, const CpuRuntime&);
 

@@ -1,0 +1,29 @@
+# The version of the package, and whether it serves the one that find_package asks for: params structs may change with
+# every 0.x, and with every major version from 1 on.
+file(STRINGS "${CMAKE_CURRENT_LIST_DIR}/../_version.py" _cosegflow_line REGEX "^__version__")
+string(REGEX MATCH "([0-9]+)\\.([0-9]+)\\.[0-9]+" PACKAGE_VERSION "${_cosegflow_line}")
+set(_cosegflow_major ${CMAKE_MATCH_1})
+set(_cosegflow_minor ${CMAKE_MATCH_2})
+
+set(PACKAGE_VERSION_COMPATIBLE FALSE)
+if(PACKAGE_FIND_VERSION_RANGE)
+  if(PACKAGE_VERSION VERSION_GREATER_EQUAL PACKAGE_FIND_VERSION_MIN
+     AND (PACKAGE_VERSION VERSION_LESS PACKAGE_FIND_VERSION_MAX
+          OR (PACKAGE_FIND_VERSION_RANGE_MAX STREQUAL "INCLUDE"
+              AND PACKAGE_VERSION VERSION_EQUAL PACKAGE_FIND_VERSION_MAX)))
+    set(PACKAGE_VERSION_COMPATIBLE TRUE)
+  endif()
+elseif(PACKAGE_VERSION VERSION_GREATER_EQUAL PACKAGE_FIND_VERSION
+       AND PACKAGE_FIND_VERSION_MAJOR EQUAL _cosegflow_major
+       AND (_cosegflow_major GREATER 0 OR PACKAGE_FIND_VERSION_COUNT LESS 2
+            OR PACKAGE_FIND_VERSION_MINOR EQUAL _cosegflow_minor))
+  set(PACKAGE_VERSION_COMPATIBLE TRUE)
+  if(PACKAGE_VERSION VERSION_EQUAL PACKAGE_FIND_VERSION)
+    set(PACKAGE_VERSION_EXACT TRUE)
+  endif()
+endif()
+
+if(CMAKE_SIZEOF_VOID_P AND NOT CMAKE_SIZEOF_VOID_P EQUAL 8)
+  string(APPEND PACKAGE_VERSION " (64 bit)")
+  set(PACKAGE_VERSION_UNSUITABLE TRUE)
+endif()
