@@ -70,7 +70,8 @@ class Correspondence(NamedTuple):
 def correspond(fa: Tensor, fb: Tensor, size_a: tuple[int, int], size_b: tuple[int, int], patch: int) -> Correspondence:
     """Dense and sparse matches of features (1, C, h, w) of images of these sizes."""
     # The window keeps a second, distant peak from drawing the mean: SFNet's kernel soft argmax, sigma in patches.
-    ab, ba = cosegflow.match_both(fa, fb, beta=100.0, kernel_sigma=2.0, return_index=True)
+    ab = cosegflow.match(fa, fb, beta=100.0, kernel_sigma=2.0, return_index=True)
+    ba = cosegflow.match(fb, fa, beta=100.0, return_index=True)
     to_b, to_a = ab.index.flatten(), ba.index.flatten()  # flat positions y * w + x
     mutual = (to_a[to_b] == torch.arange(len(to_b), device=fa.device)).nonzero()[:, 0]
 

@@ -50,7 +50,7 @@ def attend(query: Tensor, key: Tensor, values: Tensor, known: Tensor | None = No
 def plain_cycle_error(forward: Tensor, backward: Tensor) -> Tensor:
     """(B, H, W) in plain torch: |forward(p) + backward(p + forward(p))|."""
     height, width = backward.shape[2:]
-    at = pixel_grid(*forward.shape[2:], forward) + forward
+    at = pixel_grid(forward.shape[2], forward.shape[3], forward) + forward
     points = 2 * at.permute(0, 2, 3, 1) / torch.tensor([width - 1, height - 1]).to(at) - 1  # grid_sample's -1 .. 1
     return (forward + F.grid_sample(backward, points, align_corners=True)).norm(dim=1)
 

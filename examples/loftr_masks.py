@@ -20,7 +20,7 @@ import cosegflow
 class CoarseMatches(NamedTuple):
     """Of every position of image 0."""
 
-    index: Tensor  # (B, H0, W0) int64: the flat position in image 1 with the largest confidence; -1: none
+    target: Tensor  # (B, H0, W0) int64: the flat position in image 1 with the largest confidence; -1: none
     confidence: Tensor  # (B, H0, W0), differentiable; 0: none
     mutual: Tensor  # (B, H0, W0) bool: it is also the other way round
 
@@ -28,15 +28,16 @@ class CoarseMatches(NamedTuple):
 def dual_softmax(f0: Tensor, f1: Tensor, mask0: Tensor, mask1: Tensor, temperature: float = 0.1) -> CoarseMatches:
     """The largest conf_ij = softmax_j(s)_ij softmax_i(s)_ij of each i, s = <f0_i, f1_j> / (C temperature).
 
-    Features (B, C, H, W), masks (B, H, W) bool. With the two log-sum-exps r_i and c_j, conf_ij = exp(2 s_ij - r_i - c_j).
+    Features (B, C, H, W), masks (B, H, W) bool. conf_ij = exp(2 s_ij - r_i - c_j) with the two log-sum-exps r and c.
     Along a row it is largest where exp(2 s_ij - c_j) is: the most probable target of a `match` with doubled beta and
-    weights exp(-c_j). So two passes find all: one for r and c, one for the targets.
+    weights exp(-c_j). So one call gives r and c, and one in each direction the targets.
     """
     beta = 1 / (f0.shape[1] * temperature)
     ab, ba = cosegflow.match_both(f0, f1, mask0, mask1, beta=beta, normalize=False)
     with torch.no_grad():
         w0, w1 = weights(ab.lse, mask0), weights(ba.lse, mask1)
-        to1, to0 = cosegflow.match_both(f0, f1, w0, w1, beta=2 * beta, normalize=False, return_index=True)
+        to1 = cosegflow.match(f0, f1, w0, w1, beta=2 * beta, normalize=False, return_index=True)
+        to0 = cosegflow.match(f1, f0, w1, w0, beta=2 * beta, normalize=False, return_index=True)
     index = to1.index.flatten(1)
     exists = index >= 0
     there = index.clamp(min=0)  # any position; what is read there is not used where none exists
@@ -85,11 +86,11 @@ def main() -> None:
         for i, (h, w) in enumerate(sizes):
             mask[i, :h, :w] = True
     f0, f1, mask0, mask1 = (t.to(device) for t in (f0, f1, mask0, mask1))
-    padded = [torch.where(m[:, None], f, torch.nan).requires_grad_() for f, m in ((f0, mask0), (f1, mask1))]
-    zeroed = [torch.where(m[:, None], f, 0.0).requires_grad_() for f, m in ((f0, mask0), (f1, mask1))]
+    nan0, nan1 = (torch.where(m[:, None], f, torch.nan).requires_grad_() for f, m in ((f0, mask0), (f1, mask1)))
+    zero0, zero1 = (torch.where(m[:, None], f, 0.0).requires_grad_() for f, m in ((f0, mask0), (f1, mask1)))
 
-    found = dual_softmax(*padded, mask0, mask1)  # NaN in the padding
-    matrix = plain_confidence(*zeroed, mask0, mask1)  # 0 in the padding: NaN there would spoil the gradients
+    found = dual_softmax(nan0, nan1, mask0, mask1)  # NaN in the padding
+    matrix = plain_confidence(zero0, zero1, mask0, mask1)  # 0 in the padding: NaN there would spoil the gradients
     exists = mask0 & mask1.flatten(1).any(1)[:, None, None]
     best, index = matrix.max(2)
     best, index = best.reshape(mask0.shape), index.reshape(mask0.shape)
@@ -97,20 +98,20 @@ def main() -> None:
     plain_mutual = plain_mutual.any(2).reshape(mask0.shape) & exists
     check("confidence of the best target", (found.confidence - best)[exists].abs().max().item(), 1e-4)
     for what, same in (
-        ("best targets", torch.equal(found.index[exists], index[exists])),
+        ("best targets", torch.equal(found.target[exists], index[exists])),
         ("mutual nearest neighbours", torch.equal(found.mutual, plain_mutual)),
     ):
         if not same:
             raise SystemExit(f"loftr_masks: the {what} are not those of the plain way")
     print(f"best targets: equal; mutual nearest neighbours: equal, {int(found.mutual.sum())} of {int(exists.sum())}")
-    grads = torch.autograd.grad(found.confidence.square().sum(), padded)
-    plain = torch.autograd.grad(best[exists].square().sum(), zeroed)
+    grads = torch.autograd.grad(found.confidence.square().sum(), (nan0, nan1))
+    plain = torch.autograd.grad(best[exists].square().sum(), (zero0, zero1))
     check("gradients", max((g - p).abs().max().item() for g, p in zip(grads, plain, strict=True)), 1e-4)
 
-    nothing = found.confidence[2].abs().max().item() + (found.index[2] + 1).abs().max().item()
+    nothing = found.confidence[2].abs().max().item() + (found.target[2] + 1).abs().max().item()
     print(f"an image of padding alone: confidence {found.confidence[2].max().item():g} here, "
           f"{best[2].max().item():.1e} with -1e9")  # fmt: skip
-    check("confidence 0 and index -1 where all is masked", nothing, 0.0)
+    check("confidence 0 and target -1 where all is masked", nothing, 0.0)
 
 
 if __name__ == "__main__":

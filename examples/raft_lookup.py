@@ -35,12 +35,12 @@ class CorrBlock:
     def __call__(self, coords: Tensor) -> Tensor:
         """coords (B, 2, H, W), x then y: pixels of fmap2. Returns (B, num_levels (2r+1)^2, H, W)."""
         side = 2 * self.radius + 1
-        grid = pixel_grid(*coords.shape[2:], coords)
+        grid = pixel_grid(coords.shape[2], coords.shape[3], coords)
         out = []
         for level, fmap2 in enumerate(self.pyramid):
             flow = coords / 2**level - grid  # p + flow(p) is the match at this level's scale
             window = cosegflow.local_correlation(self.fmap1, fmap2, self.radius, flow)
-            # Ours is row by row: k = (dy + r) side + dx + r. RAFT's offsets run over x first: k = (dx + r) side + dy + r.
+            # Ours runs row by row, k = (dy + r) side + dx + r; RAFT's column by column, k = (dx + r) side + dy + r.
             out.append(window.unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2))
         return torch.cat(out, 1)
 
