@@ -95,6 +95,7 @@ def _transfer(
     normalize: bool = True,
     *_: Any,
 ) -> tuple[Tensor, Tensor]:
+    values = values.to(reference.accumulate_dtype(fa.dtype))
     out = reference.transfer(fa, fb, values, mask_a, mask_b, beta, normalize)
     return out, reference.match(fa, fb, mask_a, mask_b, beta, normalize).lse  # an lse that nobody reads is left out
 
