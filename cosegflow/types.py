@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.utils import _pytree
 
 
 class Matches(NamedTuple):
@@ -38,3 +39,9 @@ class IndexedMatches(NamedTuple):
     """(B, Ha, Wa) int64, flat position ``y * Wb + x`` of the most probable target; -1 where nothing matches."""
     score: Tensor
     """(B, Ha, Wa), the score (before beta and mask) at `index`; -inf where nothing matches."""
+
+
+# A name for each in files of torch.export.save, so that an exported model may return them.
+if hasattr(_pytree, "_register_namedtuple"):
+    for _result in (Matches, CycleError, IndexedMatches):
+        _pytree._register_namedtuple(_result, serialized_type_name=f"cosegflow.types.{_result.__name__}")
