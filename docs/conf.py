@@ -16,17 +16,20 @@ release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["images"]
+exclude_patterns = ["images", "site"]
 myst_heading_anchors = 4  # links to headings, by the names that code hosts give them
 
 html_theme = "furo"  # its scripts, styles and fonts are files of the site: nothing comes from another host
 html_title = f"cosegflow {release}"
+html_static_path = ["site"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
 # Docstrings: Google style; types stand in the signature, shapes and ranges in the text.
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False  # what is returned in one sentence, as it was written
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
