@@ -31,6 +31,8 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False  # what is returned in one sentence, as it was written
 autodoc_member_order = "bysource"
+autoclass_content = "both"  # a class, and how to make one
+autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -59,10 +61,10 @@ def _one_signature_each(app: Sphinx) -> None:
 
 
 def _plain_prose(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings are prose and formulas: |x| is a length, and a field's "(B, N): ..." does not begin with its type."""
+    """Docstrings are prose: |x| is a length, PCK@0.1 no address, and "(B, N): ..." of a field does not begin with a type."""
     for i, line in enumerate(lines):
         parts = line.split("``")  # what is between them is code, and stays
-        parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+        parts[::2] = [part.replace("|", "\\|").replace("@", "\\@") for part in parts[::2]]
         lines[i] = "``".join(parts)
     if what in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # a comment, which napoleon looks at instead

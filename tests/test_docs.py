@@ -43,11 +43,11 @@ def as_it_was(monkeypatch, tmp_path):
         return compile_as_given(*args, backend=backend, **options)  # Inductor would call g++: 10 s a function
 
     monkeypatch.setattr(torch, "compile", compile_without_inductor)
-    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.chdir(tmp_path)
     threads, dtype, gradients = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
-    precision = torch.get_float32_matmul_precision()
+    precision, environment = torch.get_float32_matmul_precision(), dict(os.environ)
     torch.set_num_threads(min(threads, 2))
     with warnings.catch_warnings():
         yield
@@ -58,6 +58,10 @@ def as_it_was(monkeypatch, tmp_path):
     torch.set_default_device(None)
     torch.use_deterministic_algorithms(False)
     torch.compiler.reset()
+    os.environ.clear()
+    os.environ.update(environment)
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 def run_block(block, namespace, capsys):
@@ -249,9 +253,11 @@ class Sources(HTMLParser):
 ELSEWHERE = re.compile(r"\s*[\"']?(https?:)?//")
 
 
-def test_site_builds_and_loads_nothing_from_elsewhere(tmp_path, capfd):
+def test_site_builds_and_loads_nothing_from_elsewhere(tmp_path, monkeypatch, capfd):
     """One build for both: it takes seconds. Warnings are errors."""
     from sphinx.cmd.build import build_main
+
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # conf.py puts the checkout there
 
     code = build_main(
         ["-b", "html", "-W", "--keep-going", "-q", "-d", f"{tmp_path}/trees", f"{ROOT}/docs", f"{tmp_path}/html"]
