@@ -61,7 +61,7 @@ def _one_signature_each(app: Sphinx) -> None:
 
 
 def _plain_prose(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings are prose: |x| is a length, PCK@0.1 no address, and "(B, N): ..." of a field does not begin with a type."""
+    """Docstrings are prose: |x| is a length, PCK@0.1 no address, and a field's "(B, N): ..." no type."""
     for i, line in enumerate(lines):
         parts = line.split("``")  # what is between them is code, and stays
         parts[::2] = [part.replace("|", "\\|").replace("@", "\\@") for part in parts[::2]]
