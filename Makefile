@@ -7,7 +7,7 @@ WHEELHOUSE ?= dist
 SMOKE ?= oldest,newest
 export MPLBACKEND ?= Agg
 
-.PHONY: install demo test fuzz wheel sdist smoke lint format gpu-check bench bench-report ablate-report clean
+.PHONY: install demo test docs fuzz wheel sdist smoke lint format gpu-check bench bench-report ablate-report clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -15,7 +15,7 @@ $(BIN)/python:
 # torch first: the kernels are built against the torch that is installed. Editable, so that a rebuild is incremental.
 install: $(BIN)/python
 	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" wheel ninja
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[joint,bench,test,wheel,lint]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[joint,bench,test,docs,wheel,lint]"
 	$(BIN)/python -m cosegflow.info
 
 demo: install
@@ -24,6 +24,10 @@ demo: install
 test: export NVCC_APPEND_FLAGS = -Werror all-warnings
 test: install
 	$(BIN)/python -m pytest -n auto tests
+
+# The pages of docs/ and the API as a site, build/docs/index.html. Warnings are errors.
+docs: install
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/docs
 
 # The C++ entry points under random params and sanitizers, for SECONDS; half of it over the simulated CUDA kernels.
 SECONDS ?= 600

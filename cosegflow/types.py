@@ -33,8 +33,11 @@ class IndexedMatches(NamedTuple):
     """`Matches` with the most probable target of each pixel."""
 
     flow: Tensor
+    """(B, 2, Ha, Wa), as in `Matches`."""
     lse: Tensor
+    """(B, Ha, Wa), as in `Matches`."""
     confidence: Tensor
+    """(B, Ha, Wa), as in `Matches`."""
     index: Tensor  # type: ignore[assignment]  # tuple.index is hidden, as the contract names the field
     """(B, Ha, Wa) int64, flat position ``y * Wb + x`` of the most probable target; -1 where nothing matches."""
     score: Tensor

@@ -104,6 +104,9 @@ def _why_not(which: str, dtype: torch.dtype, precision: int, trusted: bool | Non
 def warmup(device: torch.device | str = "cuda") -> None:
     """Checks every fast path on `device` now, so that no later call waits and CUDA graphs may capture them.
 
+    Args:
+        device: a CUDA device, such as "cuda:1".
+
     Raises:
         RuntimeError: `device` is no CUDA device, or there is none.
     """
