@@ -58,8 +58,10 @@ def targets(page: Path) -> list[str]:
 
 
 def code_spans(page: Path) -> list[str]:
-    """What stands between single backticks."""
-    return [token.content for token in inline(page) if token.type == "code_inline"]
+    """What stands between single backticks in the text; headings of a page may quote messages."""
+    tokens = _tokens(page)
+    text = [t for i, t in enumerate(tokens) if t.type == "inline" and tokens[i - 1].type != "heading_open"]
+    return [child.content for token in text for child in token.children or () if child.type == "code_inline"]
 
 
 def anchors(page: Path) -> set[str]:
