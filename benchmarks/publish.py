@@ -8,6 +8,7 @@ A picture is not compared byte by byte, since that depends on matplotlib's versi
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def origin(found: Sequence[Row]) -> str:
             machine += f", {text} {what[name]}"
     commit = f"commit {', '.join(commits) or 'unknown'}{' with local changes' if changed else ''}"
     command = " ".join(what.get("command", "?").replace("`", "'").split())
+    command = re.sub(r"(?<!\S)/\S*/", "", command)  # whose folders they were means nothing here
     return f"Measured on {dates}: {machine}, torch {what.get('torch', '?')}; {commit}; `{command}`."
 
 
