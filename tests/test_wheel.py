@@ -15,18 +15,13 @@ from pathlib import Path
 import audit_wheel
 import install_matrix
 import pytest
+from commands import run
 
 import cosegflow
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(cosegflow.__file__).parent
 CLAIMED_GLIBC = (2, 34)  # docs/wheels.md
-
-
-def run(*command: object, **options) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
