@@ -34,10 +34,12 @@ def _cycle_error(flow_ab: Tensor, flow_ba: Tensor, *_: Any) -> tuple[Tensor, Ten
 
 
 def _hypot(x: Tensor, y: Tensor) -> Tensor:
-    """sqrt(x^2 + y^2) without overflow; ONNX has no hypot."""
-    largest = torch.maximum(x.abs(), y.abs())
+    """sqrt(x^2 + y^2) without overflow, inf where x or y is, even beside a NaN; ONNX has no hypot."""
+    x, y = x.abs(), y.abs()
+    largest = torch.maximum(x, y)
     unit = torch.where(largest > 0, largest, 1.0)
-    return largest * torch.sqrt((x / unit) ** 2 + (y / unit) ** 2)
+    finite = largest * torch.sqrt((x / unit) ** 2 + (y / unit) ** 2)
+    return torch.where((x == torch.inf) | (y == torch.inf), torch.inf, finite)
 
 
 def _correlation(fa: Tensor, fb: Tensor, normalize: bool = False, relu: bool = False, *_: Any) -> Tensor:

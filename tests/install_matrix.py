@@ -187,7 +187,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.wheel.is_file():
         parser.error(f"--wheel: no such file: {options.wheel}")
-    items = options.torch.split(",")
+    items = list(dict.fromkeys(options.torch.split(",")))  # each has a folder of its own
     if wrong := [i for i in items if not re.fullmatch(r"(oldest|newest|\d+(\.\d+)*)(:3\.\d+)?", i)]:
         parser.error(f"--torch: {wrong[0]!r} is none of oldest, newest, 2.13.0, 2.13.0:3.12")
     wheel = Wheel.read(options.wheel)

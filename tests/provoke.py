@@ -66,6 +66,7 @@ class Provoke:
         given: dict = {}
         self.patch.setattr(setuptools, "setup", lambda **options: given.update(options))
         self.patch.setenv("PATH", os.environ["PATH"])
+        self.patch.setattr(sys, "path", sys.path.copy())
         self.patch.chdir(ROOT)
         return runpy.run_path("setup.py"), given
 

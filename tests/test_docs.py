@@ -96,7 +96,7 @@ def test_few_blocks_are_not_run():
     assert len(left_out) <= MOST_NOT_RUN, left_out
 
 
-def test_a_wrong_output_is_seen(tmp_path, monkeypatch, capsys):
+def test_a_wrong_output_is_seen(capsys):
     page = ROOT / "docs" / "start.md"
     block = next(b for b in blocks(page) if b.language == "python")._replace(code="print(1 + 1)  # prints 3")
     with pytest.raises(AssertionError, match="did not print '3'"):

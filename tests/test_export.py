@@ -17,6 +17,7 @@ import cosegflow
 from cosegflow.export import decompositions
 
 operators = torch.ops.cosegflow
+INF, NAN = float("inf"), float("nan")
 
 
 class Module(torch.nn.Module):
@@ -213,6 +214,9 @@ def test_hypot():
     x, y = torch.tensor([3.0, 0.0, 1e30, 1e-30]), torch.tensor([-4.0, 0.0, 1e30, 0.0])
     got = decompositions()[torch.ops.aten.hypot.default](x, y)
     assert bool(((got - torch.hypot(x, y)).abs() <= 1e-6 * torch.hypot(x, y)).all())
+    x, y = torch.tensor([INF, -INF, 1.0, NAN, 0.0]), torch.tensor([1.0, INF, -INF, INF, NAN])
+    got = decompositions()[torch.ops.aten.hypot.default](x, y)
+    assert got.tolist()[:4] == [INF] * 4 and bool(got[4].isnan())
 
 
 def refine(fa, fb, mask_b):

@@ -338,3 +338,28 @@ def test_docstrings(name):
     assert text is not None
     for part in ("Args:", "Returns:", "Raises:", "arXiv"):
         assert part in text, f"{name}: no {part}"
+
+
+F4, BETA = torch.ones(2, 3, 4, 5), torch.tensor(1.0)
+WRONG = [
+    (
+        lambda o: o.correlation(F4.long(), F4.long()),
+        "fa needs to be float16, bfloat16, float32, float64 or bool, got Long",
+    ),
+    (lambda o: o.soft_argmax(torch.ones(1, 1, 1, 1, 1).int(), None, BETA), "corr needs to be float16, .* got Int"),
+    (lambda o: o.match(F4, F4, F4[0], None, BETA), r"mask_a needs shape \(2, 4, 5\), got \(3, 4, 5\)"),
+    (lambda o: o.match(F4, F4, None, F4[:, 0].long(), BETA), "mask_b needs to be float16, .* got Long"),
+    (lambda o: o.match(F4, F4, None, None, BETA.long()), "beta needs to be float16, .* got Long"),
+    (lambda o: o.local_correlation(F4, F4, F4[0], 1), r"flow needs 4 dimensions, got shape \(3, 4, 5\)"),
+    (
+        lambda o: o.cycle_error_backward(F4[:, 0].half(), F4[:, :2], F4[:, :2], True, True, False),
+        r"grad_error needs shape \(2, 4, 5\) and dtype Float, got \(2, 4, 5\) and Half",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_the_binding_names_what_is_wrong(call, message):
+    """C++ and `torch.ops` come here without the checks of the functions."""
+    with pytest.raises(RuntimeError, match=f"^cosegflow: {message}$"):
+        call(torch.ops.cosegflow)

@@ -1,12 +1,13 @@
 """What is built and how it fails: symbols, build messages, info. C++ use: test_cpp_use.py."""
 
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
+import audit_wheel
 import pytest
 import torch
+from commands import run
 
 import cosegflow
 from cosegflow import _library, info
@@ -14,12 +15,6 @@ from cosegflow import _library, info
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(cosegflow.__file__).parent
 HEADERS = sorted((ROOT / "csrc" / "include" / "cosegflow").glob("*.h"))
-
-
-def run(*command: object, **options) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_only_the_api_is_exported():
@@ -39,11 +34,7 @@ def test_only_the_api_is_exported():
 
 
 def test_links_neither_cuda_nor_torch_where_it_must_not():
-    def needed(name: str) -> list[str]:
-        text = run("readelf", "-d", PACKAGE / name)
-        return [line.split("[")[1].rstrip("]") for line in text.splitlines() if "NEEDED" in line]
-
-    kernels, binding = needed("libcosegflow.so"), needed("_C.abi3.so")
+    kernels, binding = (audit_wheel.dynamic(PACKAGE / name)["NEEDED"] for name in ("libcosegflow.so", "_C.abi3.so"))
     assert not [n for n in kernels if "torch" in n or "cudart" in n or "c10" in n], kernels
     assert not [n for n in binding if "cuda" in n], binding
     assert "libcosegflow.so" in binding

@@ -184,7 +184,7 @@ def test_the_most_confident_is_on_top_and_the_lower_photograph_has_white_below()
 def test_matches_of_a_grid_of_features_lie_at_the_centres_of_cells():
     flow = torch.zeros(2, 2, 3)
     flow[0, 1, 2] = 1.0
-    found = viz.sparse_matches(flow, (20, 30), (40, 80), grid_b=(4, 4), count=6)
+    found = viz.sparse_matches(flow, (20, 30), (40, 80), grid_b=[4, 4], mask_b=np.ones((4, 4)), count=6)
     assert found.source.tolist() == [[4.5, 4.5], [14.5, 4.5], [24.5, 4.5], [4.5, 14.5], [14.5, 14.5], [24.5, 14.5]]
     assert found.target.tolist() == [[9.5, 4.5], [29.5, 4.5], [49.5, 4.5], [9.5, 14.5], [29.5, 14.5], [69.5, 14.5]]
     assert found.confidence.tolist() == [1.0] * 6
@@ -340,6 +340,8 @@ WRONG = [
     ("weight: need a number in .0, 1.", lambda: viz.blend(IMAGE, IMAGE, 1.5)),
     ("cells: need at least 1", lambda: viz.checkerboard(IMAGE, IMAGE, 0)),
     ("pictures: need at least one", lambda: viz.side_by_side([])),
+    ("panels: need at least one", lambda: viz.pair_figure([], "figure.png")),
+    ("columns: need at least 1, got 0", lambda: viz.pair_figure([("a", BLACK)], "figure.png", columns=0)),
     ("titles: need one for each of 1 pictures, got 0", lambda: viz.side_by_side([IMAGE], [])),
 ]  # fmt: skip
 

@@ -55,8 +55,8 @@ def to_plane(values: Any, name: str, size: tuple[int, int] | None = None) -> npt
         ValueError: another shape.
     """
     plane = to_array(values, name).astype(np.float64)
-    if plane.ndim != 2 or 0 in plane.shape or (size is not None and plane.shape != size):
-        raise ValueError(f"{name}: need (H, W){'' if size is None else f' = {size}'}, got {plane.shape}")
+    if plane.ndim != 2 or 0 in plane.shape or (size is not None and plane.shape != tuple(size)):
+        raise ValueError(f"{name}: need (H, W){'' if size is None else f' = {tuple(size)}'}, got {plane.shape}")
     return plane
 
 

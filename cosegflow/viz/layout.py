@@ -40,9 +40,17 @@ def side_by_side(pictures: Sequence[Any], titles: Sequence[str] | None = None, g
 
 
 def pair_figure(panels: list[tuple[str, Pixels]], path: Path | str, columns: int = 6, dpi: int = 100) -> None:
-    """Writes a figure of titled pictures, row by row, to `path` (its suffix chooses the format)."""
+    """Writes a figure of titled pictures, row by row, to `path` (its suffix chooses the format).
+
+    Raises:
+        ValueError: no pictures, or no columns.
+    """
     from matplotlib.figure import Figure
 
+    if not panels:
+        raise ValueError("panels: need at least one, got none")
+    if columns < 1:
+        raise ValueError(f"columns: need at least 1, got {columns}")
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     aspect = max(picture.shape[0] / picture.shape[1] for _, picture in panels)

@@ -60,7 +60,7 @@ def sparse_matches(
     values = to_flow(flow)
     grid = values.shape[1:]
     if grid_b is None:
-        if grid != size_a:
+        if grid != tuple(size_a):
             raise ValueError(f"grid_b: need (h, w) of b's features where flow is {grid} and image_a is {size_a}")
         grid_b = size_b
     if choose not in ("grid", "confident"):

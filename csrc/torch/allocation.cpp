@@ -23,9 +23,7 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType d
   try {
     return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, dtype);
   } catch (const std::runtime_error&) {
-    std::string shape;
-    for (const int64_t size : sizes) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
-    fail("a tensor of shape (" + shape + ") cannot be allocated: " + torch_message());
+    fail("a tensor of shape " + text_of(sizes) + " cannot be allocated: " + torch_message());
   }
 }
 

@@ -41,7 +41,7 @@ CorrelationParams params_of(const Tensor& fa, const Tensor& fb, bool normalize, 
   p.batch = fa.size(0), p.channels = fa.size(1);
   p.height_a = fa.size(2), p.width_a = fa.size(3), p.height_b = fb.size(2), p.width_b = fb.size(3);
   p.normalize = normalize, p.relu = relu, p.simple = simple;
-  p.fa = view<4>(fa), p.fb = view<4>(fb);
+  p.fa = view<4>(fa, "fa"), p.fb = view<4>(fb, "fb");
   return p;
 }
 
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> correlation_backward(Tensor grad_corr, Tensor fa, Ten
   for (const OptionalTensor& volume : {OptionalTensor(grad_corr), corr}) {
     if (!volume.has_value()) continue;
     require_same_device(*volume, fa);
-    require(dtype_of(*volume) == p.fa.dtype && sizes_of(*volume) == volume_sizes(p),
+    require(volume->scalar_type() == fa.scalar_type() && sizes_of(*volume) == volume_sizes(p),
             "corr and grad_corr need the shape and the dtype of the volume");
   }
   grad_corr = torch::stable::contiguous(grad_corr);

@@ -42,8 +42,8 @@ CycleErrorParams params_of(const Tensor& flow_ab, const Tensor& flow_ba) {
   CycleErrorParams p;
   p.batch = flow_ab.size(0), p.height_a = flow_ab.size(2), p.width_a = flow_ab.size(3);
   p.height_b = flow_ba.size(2), p.width_b = flow_ba.size(3);
-  p.flow_ab = view<4>(flow_ab);
-  p.flow_ba = view<4>(flow_ba);
+  p.flow_ab = view<4>(flow_ab, "flow_ab");
+  p.flow_ba = view<4>(flow_ba, "flow_ba");
   require(p.flow_ab.dtype != DType::kBool, "the flows need a floating dtype");
   return p;
 }
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> cycle_error_backward(Tensor grad_error, Tensor flow_a
   CycleErrorParams p = params_of(flow_ab, flow_ba);
   p.deterministic = deterministic, p.simple = simple;
   const DType dtype = p.flow_ab.dtype, accumulate = accumulate_type(dtype);
-  p.grad_error = grad_view<3>(grad_error, flow_ab, {p.batch, p.height_a, p.width_a}, accumulate);
+  p.grad_error = grad_view<3>(grad_error, "grad_error", flow_ab, {p.batch, p.height_a, p.width_a}, accumulate);
   Tensor grad_ab = need_ab ? empty(flow_ab, sizes_of(flow_ab), accumulate) : nothing(flow_ab, dtype);
   Tensor grad_ba = need_ba ? empty(flow_ba, sizes_of(flow_ba), accumulate) : nothing(flow_ba, dtype);
   if (need_ab) p.grad_ab = view<4>(grad_ab);

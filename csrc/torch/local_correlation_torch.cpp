@@ -54,7 +54,7 @@ LocalCorrelationParams params_of(const Tensor& fa, const Tensor& fb, const Optio
   p.batch = fa.size(0), p.channels = fa.size(1);
   p.height_a = fa.size(2), p.width_a = fa.size(3), p.height_b = fb.size(2), p.width_b = fb.size(3);
   p.radius = radius, p.normalize = normalize;
-  p.fa = view<4>(fa), p.fb = view<4>(fb), p.flow = view<4>(flow);
+  p.fa = view<4>(fa, "fa"), p.fb = view<4>(fb, "fb"), p.flow = view<4>(flow, "flow");
   if (flow.has_value()) {
     require_same_device(*flow, fa);
     require(sizes_of(*flow) == std::vector<int64_t>({p.batch, 2, p.height_a, p.width_a}),
@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> local_correlation_backward(Tensor grad_out, T
   LocalCorrelationParams p = params_of(fa, fb, flow, radius, normalize);
   p.deterministic = deterministic, p.simple = simple;
   require(!need_flow || flow.has_value(), "need_flow needs flow");
-  p.grad_out = grad_view<4>(grad_out, fa, out_sizes(p), p.fa.dtype);
+  p.grad_out = grad_view<4>(grad_out, "grad_out", fa, out_sizes(p), p.fa.dtype);
   const DType accumulate = accumulate_type(p.fa.dtype);
   Tensor grad_fa = need_fa ? empty(fa, sizes_of(fa), p.fa.dtype) : nothing(fa, p.fa.dtype);
   Tensor grad_fb = need_fb ? empty(fb, sizes_of(fb), p.fb.dtype) : nothing(fb, p.fb.dtype);

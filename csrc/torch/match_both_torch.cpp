@@ -42,9 +42,9 @@ MatchBothParams params_of(const Tensor& fa, const Tensor& fb, const OptionalTens
   p.batch = fa.size(0), p.channels = fa.size(1);
   p.height_a = fa.size(2), p.width_a = fa.size(3), p.height_b = fb.size(2), p.width_b = fb.size(3);
   p.normalize = normalize, p.simple = simple;
-  p.fa = view<4>(fa), p.fb = view<4>(fb);
-  p.mask_a = mask_view(mask_a, fa, p.height_a, p.width_a);
-  p.mask_b = mask_view(mask_b, fa, p.height_b, p.width_b);
+  p.fa = view<4>(fa, "fa"), p.fb = view<4>(fb, "fb");
+  p.mask_a = mask_view(mask_a, "mask_a", fa, p.height_a, p.width_a);
+  p.mask_b = mask_view(mask_b, "mask_b", fa, p.height_b, p.width_b);
   require_same_device(beta, fa);
   p.beta = beta_view(beta, p.batch, accumulate_type(p.fa.dtype));
   return p;
@@ -84,8 +84,8 @@ Gradients match_both_backward(OptionalTensor grad_flow_ab, OptionalTensor grad_l
     flow = torch::stable::contiguous(flow), lse = torch::stable::contiguous(lse);
     require_flow_and_lse(flow, lse, fa, p.batch, height, width, accumulate);
     direction.flow = view<4>(flow), direction.lse = view<3>(lse);
-    direction.grad_flow = grad_view<4>(grad_flow, fa, {p.batch, 2, height, width}, accumulate);
-    direction.grad_lse = grad_view<3>(grad_lse, fa, {p.batch, height, width}, accumulate);
+    direction.grad_flow = grad_view<4>(grad_flow, "grad_flow", fa, {p.batch, 2, height, width}, accumulate);
+    direction.grad_lse = grad_view<3>(grad_lse, "grad_lse", fa, {p.batch, height, width}, accumulate);
   };
   read(p.ab, flow_ab, lse_ab, grad_flow_ab, grad_lse_ab, p.height_a, p.width_a);
   read(p.ba, flow_ba, lse_ba, grad_flow_ba, grad_lse_ba, p.height_b, p.width_b);

@@ -36,9 +36,9 @@ MatchParams params_of(const Tensor& fa, const Tensor& fb, const OptionalTensor& 
   p.batch = fa.size(0), p.channels = fa.size(1);
   p.height_a = fa.size(2), p.width_a = fa.size(3), p.height_b = fb.size(2), p.width_b = fb.size(3);
   p.normalize = normalize, p.simple = simple;
-  p.fa = view<4>(fa), p.fb = view<4>(fb);
-  p.mask_a = mask_view(mask_a, fa, p.height_a, p.width_a);
-  p.mask_b = mask_view(mask_b, fa, p.height_b, p.width_b);
+  p.fa = view<4>(fa, "fa"), p.fb = view<4>(fb, "fb");
+  p.mask_a = mask_view(mask_a, "mask_a", fa, p.height_a, p.width_a);
+  p.mask_b = mask_view(mask_b, "mask_b", fa, p.height_b, p.width_b);
   require_same_device(beta, fa);
   p.beta = beta_view(beta, p.batch, accumulate_type(p.fa.dtype));
   return p;
@@ -73,8 +73,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> match_backward(OptionalTensor grad_fl
   require_flow_and_lse(flow, lse, fa, p.batch, p.height_a, p.width_a, accumulate);
   p.flow = view<4>(flow), p.lse = view<3>(lse);
   take_index(fa, p, index, kernel_sigma);
-  p.grad_flow = grad_view<4>(grad_flow, fa, {p.batch, 2, p.height_a, p.width_a}, accumulate);
-  p.grad_lse = grad_view<3>(grad_lse, fa, {p.batch, p.height_a, p.width_a}, accumulate);
+  p.grad_flow = grad_view<4>(grad_flow, "grad_flow", fa, {p.batch, 2, p.height_a, p.width_a}, accumulate);
+  p.grad_lse = grad_view<3>(grad_lse, "grad_lse", fa, {p.batch, p.height_a, p.width_a}, accumulate);
   require(!need_mask_b || mask_b.has_value(), "there is no mask_b to give a gradient for");
   Tensor grad_fa = need_fa ? empty(fa, sizes_of(fa), p.fa.dtype) : nothing(fa, p.fa.dtype);
   Tensor grad_fb = need_fb ? empty(fb, sizes_of(fb), p.fb.dtype) : nothing(fb, p.fb.dtype);

@@ -42,9 +42,9 @@ SoftArgmaxParams params_of(const Tensor& corr, const OptionalTensor& mask_b, con
   p.batch = corr.size(0);
   p.height_a = corr.size(1), p.width_a = corr.size(2), p.height_b = corr.size(3), p.width_b = corr.size(4);
   p.simple = simple;
-  p.dtype = dtype_of(corr);
+  p.dtype = dtype_of(corr, "corr");
   p.corr = corr.data_ptr();
-  p.mask_b = mask_view(mask_b, corr, p.height_b, p.width_b);
+  p.mask_b = mask_view(mask_b, "mask_b", corr, p.height_b, p.width_b);
   require_same_device(beta, corr);
   p.beta = beta_view(beta, p.batch, accumulate_type(p.dtype));
   return p;
@@ -75,8 +75,8 @@ std::tuple<Tensor, Tensor, Tensor> soft_argmax_backward(OptionalTensor grad_flow
   require_flow_and_lse(flow, lse, corr, p.batch, p.height_a, p.width_a, accumulate);
   p.flow = view<4>(flow), p.lse = view<3>(lse);
   take_index(corr, p, index, kernel_sigma);
-  p.grad_flow = grad_view<4>(grad_flow, corr, {p.batch, 2, p.height_a, p.width_a}, accumulate);
-  p.grad_lse = grad_view<3>(grad_lse, corr, {p.batch, p.height_a, p.width_a}, accumulate);
+  p.grad_flow = grad_view<4>(grad_flow, "grad_flow", corr, {p.batch, 2, p.height_a, p.width_a}, accumulate);
+  p.grad_lse = grad_view<3>(grad_lse, "grad_lse", corr, {p.batch, p.height_a, p.width_a}, accumulate);
   require(!need_mask_b || mask_b.has_value(), "there is no mask_b to give a gradient for");
   Tensor grad_corr = need_corr ? empty(corr, sizes_of(corr), p.dtype) : nothing(corr, p.dtype);
   const DType mask_type = need_mask_b ? p.mask_b.dtype : accumulate;

@@ -32,14 +32,30 @@ inline void check(const Status& status) {
            : std::string(status.message) + " (CUDA error " + std::to_string(status.cuda_error) + ")");
 }
 
-inline DType dtype_of(const Tensor& tensor) {
+// "(2, 3, 4)"
+inline std::string text_of(const std::vector<int64_t>& sizes) {
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "(" + text + ")";
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  std::vector<int64_t> sizes;
+  for (int64_t d = 0; d < tensor.dim(); ++d) sizes.push_back(tensor.size(d));
+  return sizes;
+}
+
+// Messages call the tensor `name`; what we allocated ourselves needs none.
+inline DType dtype_of(const Tensor& tensor, const char* name = "a result") {
   switch (tensor.scalar_type()) {
     case ScalarType::Half: return DType::kFloat16;
     case ScalarType::BFloat16: return DType::kBFloat16;
     case ScalarType::Float: return DType::kFloat32;
     case ScalarType::Double: return DType::kFloat64;
     case ScalarType::Bool: return DType::kBool;
-    default: fail("a tensor has a dtype that no kernel takes: float16, bfloat16, float32, float64 or bool are needed");
+    default:
+      fail(std::string(name) + " needs to be float16, bfloat16, float32, float64 or bool, got " +
+           toString(tensor.scalar_type()));
   }
 }
 
@@ -55,24 +71,27 @@ inline ScalarType scalar_type(DType dtype) {
 }
 
 template <int Rank>
-View<Rank> view(const Tensor& tensor) {
-  require(tensor.dim() == Rank, "a tensor has the wrong rank");
+View<Rank> view(const Tensor& tensor, const char* name = "a result") {
+  if (tensor.dim() != Rank) {
+    fail(std::string(name) + " needs " + std::to_string(Rank) + " dimensions, got shape " + text_of(sizes_of(tensor)));
+  }
   View<Rank> result;
   result.data = tensor.data_ptr();
-  result.dtype = dtype_of(tensor);
+  result.dtype = dtype_of(tensor, name);
   for (int i = 0; i < Rank; ++i) result.stride[i] = tensor.stride(i);
   return result;
 }
 
 template <int Rank>
-View<Rank> view(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? view<Rank>(*tensor) : View<Rank>{};
+View<Rank> view(const std::optional<Tensor>& tensor, const char* name) {
+  return tensor.has_value() ? view<Rank>(*tensor, name) : View<Rank>{};
 }
 
 // One value of beta per image; a tensor of one value is broadcast by a stride of 0.
 inline View1 beta_view(const Tensor& beta, int64_t batch, DType accumulate) {
   require(beta.dim() <= 1 && (beta.numel() == 1 || beta.numel() == batch), "beta needs one value, or one per image");
-  require(dtype_of(beta) == accumulate, "beta needs the accumulate dtype: float64 for float64 features, else float32");
+  require(dtype_of(beta, "beta") == accumulate,
+          "beta needs the accumulate dtype: float64 for float64 features, else float32");
   View1 result;
   result.data = beta.data_ptr();
   result.dtype = accumulate;
@@ -96,15 +115,10 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, DType
   return empty(like, sizes, scalar_type(dtype));
 }
 
-inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
-  std::vector<int64_t> sizes;
-  for (int64_t d = 0; d < tensor.dim(); ++d) sizes.push_back(tensor.size(d));
-  return sizes;
-}
-
 inline void require_pair(const Tensor& fa, const Tensor& fb) {
   require(fa.dim() == 4 && fb.dim() == 4, "fa and fb need to be (B, C, H, W)");
-  require(fa.scalar_type() == fb.scalar_type() && dtype_of(fa) != DType::kBool, "fa and fb need one floating dtype");
+  require(fa.scalar_type() == fb.scalar_type() && dtype_of(fa, "fa") != DType::kBool,
+          "fa and fb need one floating dtype");
   require(fa.size(0) == fb.size(0) && fa.size(1) == fb.size(1), "fa and fb differ in batch size or channels");
   for (int64_t d = 1; d < 4; ++d) require(fa.size(d) > 0 && fb.size(d) > 0, "fa and fb need at least one element");
   require_same_device(fb, fa);
@@ -118,31 +132,37 @@ inline Precision precision_of(int64_t precision) {
   return static_cast<Precision>(precision);
 }
 
-inline View3 mask_view(const std::optional<Tensor>& mask, const Tensor& like, int64_t height, int64_t width) {
+inline View3 mask_view(const std::optional<Tensor>& mask, const char* name, const Tensor& like, int64_t height,
+                       int64_t width) {
   if (!mask.has_value()) return {};
   require_same_device(*mask, like);
-  require(mask->dim() == 3 && mask->size(0) == like.size(0) && mask->size(1) == height && mask->size(2) == width,
-          "a mask needs to be (B, H, W), of the features' size");
-  return view<3>(*mask);
+  const std::vector<int64_t> needed = {like.size(0), height, width};
+  if (sizes_of(*mask) != needed) {
+    fail(std::string(name) + " needs shape " + text_of(needed) + ", got " + text_of(sizes_of(*mask)));
+  }
+  return view<3>(*mask, name);
 }
 
 inline void require_flow_and_lse(const Tensor& flow, const Tensor& lse, const Tensor& like, int64_t batch,
                                  int64_t height, int64_t width, DType accumulate) {
   require_same_device(flow, like);
   require_same_device(lse, like);
-  require(dtype_of(flow) == accumulate && sizes_of(flow) == std::vector<int64_t>({batch, 2, height, width}),
+  require(dtype_of(flow, "flow") == accumulate && sizes_of(flow) == std::vector<int64_t>({batch, 2, height, width}),
           "flow needs to be the output of the forward");
-  require(dtype_of(lse) == accumulate && sizes_of(lse) == std::vector<int64_t>({batch, height, width}),
+  require(dtype_of(lse, "lse") == accumulate && sizes_of(lse) == std::vector<int64_t>({batch, height, width}),
           "lse needs to be the output of the forward");
 }
 
 template <int Rank>
-View<Rank> grad_view(const std::optional<Tensor>& grad, const Tensor& like, const std::vector<int64_t>& sizes,
-                     DType dtype) {
+View<Rank> grad_view(const std::optional<Tensor>& grad, const char* name, const Tensor& like,
+                     const std::vector<int64_t>& sizes, DType dtype) {
   if (!grad.has_value()) return {};
   require_same_device(*grad, like);
-  require(dtype_of(*grad) == dtype && sizes_of(*grad) == sizes, "an incoming gradient has the wrong shape or dtype");
-  return view<Rank>(*grad);
+  if (grad->scalar_type() != scalar_type(dtype) || sizes_of(*grad) != sizes) {
+    fail(std::string(name) + " needs shape " + text_of(sizes) + " and dtype " + toString(scalar_type(dtype)) +
+         ", got " + text_of(sizes_of(*grad)) + " and " + toString(grad->scalar_type()));
+  }
+  return view<Rank>(*grad, name);
 }
 
 // The most probable targets, (B, H, W): allocated where they are wanted, and params `p` pointed at them.

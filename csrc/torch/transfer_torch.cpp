@@ -49,9 +49,9 @@ TransferParams params_of(const Tensor& fa, const Tensor& fb, const Tensor& value
   p.batch = fa.size(0), p.channels = fa.size(1), p.value_channels = values.size(1);
   p.height_a = fa.size(2), p.width_a = fa.size(3), p.height_b = fb.size(2), p.width_b = fb.size(3);
   p.normalize = normalize, p.simple = simple;
-  p.fa = view<4>(fa), p.fb = view<4>(fb), p.values = view<4>(values);
-  p.mask_a = mask_view(mask_a, fa, p.height_a, p.width_a);
-  p.mask_b = mask_view(mask_b, fa, p.height_b, p.width_b);
+  p.fa = view<4>(fa, "fa"), p.fb = view<4>(fb, "fb"), p.values = view<4>(values, "values");
+  p.mask_a = mask_view(mask_a, "mask_a", fa, p.height_a, p.width_a);
+  p.mask_b = mask_view(mask_b, "mask_b", fa, p.height_b, p.width_b);
   require_same_device(beta, fa);
   p.beta = beta_view(beta, p.batch, accumulate_type(p.fa.dtype));
   return p;
@@ -82,11 +82,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> transfer_backward(Tensor grad
   out = torch::stable::contiguous(out), lse = torch::stable::contiguous(lse);
   require_same_device(out, fa);
   require_same_device(lse, fa);
-  require(dtype_of(out) == accumulate && sizes_of(out) == out_sizes, "out needs to be the output of the forward");
-  require(dtype_of(lse) == accumulate && sizes_of(lse) == std::vector<int64_t>({p.batch, p.height_a, p.width_a}),
+  require(dtype_of(out, "out") == accumulate && sizes_of(out) == out_sizes,
+          "out needs to be the output of the forward");
+  require(dtype_of(lse, "lse") == accumulate && sizes_of(lse) == std::vector<int64_t>({p.batch, p.height_a, p.width_a}),
           "lse needs to be the output of the forward");
   p.out = view<4>(out), p.lse = view<3>(lse);
-  p.grad_out = grad_view<4>(std::optional<Tensor>(grad_out), fa, out_sizes, accumulate);
+  p.grad_out = grad_view<4>(std::optional<Tensor>(grad_out), "grad_out", fa, out_sizes, accumulate);
   require(!need_mask_b || mask_b.has_value(), "there is no mask_b to give a gradient for");
   Tensor grad_fa = need_fa ? empty(fa, sizes_of(fa), p.fa.dtype) : nothing(fa, p.fa.dtype);
   Tensor grad_fb = need_fb ? empty(fb, sizes_of(fb), p.fb.dtype) : nothing(fb, p.fb.dtype);

@@ -41,8 +41,8 @@ WarpParams params_of(const Tensor& x, const Tensor& flow, const std::string& mod
   p.out_height = flow.size(2), p.out_width = flow.size(3);
   p.mode = mode == "nearest" ? WarpMode::kNearest : WarpMode::kBilinear;
   p.padding = padding == "border" ? WarpPadding::kBorder : WarpPadding::kZeros;
-  p.x = view<4>(x);
-  p.flow = view<4>(flow);
+  p.x = view<4>(x, "x");
+  p.flow = view<4>(flow, "flow");
   require(p.flow.dtype == accumulate_type(p.x.dtype), "flow needs to be float64 for a float64 x, else float32");
   return p;
 }
@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor> warp_backward(Tensor grad_out, Tensor x, Tensor flow,
   p.simple = simple;
   p.deterministic = deterministic;
   require_same_device(grad_out, x);
-  p.grad_out = view<4>(grad_out);
+  p.grad_out = view<4>(grad_out, "grad_out");
   require(p.grad_out.dtype == p.x.dtype && grad_out.size(0) == p.batch && grad_out.size(1) == p.channels &&
               grad_out.size(2) == p.out_height && grad_out.size(3) == p.out_width,
           "grad_out needs the shape and the dtype of the output");
