@@ -202,7 +202,8 @@ class BuildKernels(cpp_extension.BuildExtension):
 
     def drop_stale_objects(self) -> None:
         """Under a CPU build of torch, ninja is told of no header that a .cu file includes: look at their times here."""
-        headers = [p for pattern in ("*.h", "*.cuh") for p in (ROOT / "csrc").rglob(pattern)]
+        folders = [ROOT / "csrc" / name for name in ("include", "common", "cuda")]
+        headers = [p for folder in folders for pattern in ("*.h", "*.cuh") for p in folder.rglob(pattern)]
         newest = max(p.stat().st_mtime for p in headers)
         for compiled in Path(self.build_temp).rglob("csrc/cuda/**/*.o"):
             if compiled.stat().st_mtime < newest:

@@ -232,7 +232,8 @@ def test_gradcheck(op, sigma):
     make, call = OPS[op]
     inputs = make()
     assert torch.autograd.gradcheck(lambda *i: weighted_sum(call(sigma, *i)), inputs)
-    assert torch.autograd.gradgradcheck(lambda *i: weighted_sum(call(sigma, *i)), inputs)
+    # By random projections: all of it takes a minute and a half for match.
+    assert torch.autograd.gradgradcheck(lambda *i: weighted_sum(call(sigma, *i)), inputs, fast_mode=True)
 
 
 @EACH
