@@ -56,12 +56,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' '*.cpp')
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' 'csrc/*.cpp')
+	$(BIN)/clang-format -i $(shell git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cu' '*.cpp')
 
 # On a machine with a GPU: tests, sanitizers and benchmarks on it, in MINUTES; call again to go on where it stopped.
 # WHEEL=path takes a wheel that was built elsewhere; PYTHON is any python3 with torch >= 2.10.
