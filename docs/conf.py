@@ -54,7 +54,7 @@ nitpick_ignore_regex = [
 
 def _one_signature_each(app: Sphinx) -> None:
     """Shows the signature of the function itself where it has overloads: they say only which flag gives which type."""
-    for name in ("match", "soft_argmax", "warp"):
+    for name in ("match", "match_both", "soft_argmax", "warp"):
         analyzer = ModuleAnalyzer.for_module(f"cosegflow.ops.{name}")
         analyzer.analyze()
         analyzer.overloads.clear()

@@ -1,6 +1,6 @@
 """match_both: match from a to b and from b to a, out of one product of the features."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -12,9 +12,45 @@ from cosegflow.ops._precision import float32_precision
 from cosegflow.ops._registration import second_derivative, sum_to_beta
 from cosegflow.ops._trust import PORTABLE, SIMPLE, choose
 from cosegflow.ops.match import match
-from cosegflow.types import Matches
+from cosegflow.types import IndexedMatches, Matches
 
 
+@overload
+def match_both(
+    fa: Tensor,
+    fb: Tensor,
+    mask_a: Tensor | None = None,
+    mask_b: Tensor | None = None,
+    *,
+    beta: float | Tensor = 50.0,
+    normalize: bool = True,
+    kernel_sigma: float | None = None,
+    return_index: Literal[False] = False,
+) -> tuple[Matches, Matches]: ...
+@overload
+def match_both(
+    fa: Tensor,
+    fb: Tensor,
+    mask_a: Tensor | None = None,
+    mask_b: Tensor | None = None,
+    *,
+    beta: float | Tensor = 50.0,
+    normalize: bool = True,
+    kernel_sigma: float | None = None,
+    return_index: Literal[True],
+) -> tuple[IndexedMatches, IndexedMatches]: ...
+@overload
+def match_both(
+    fa: Tensor,
+    fb: Tensor,
+    mask_a: Tensor | None = None,
+    mask_b: Tensor | None = None,
+    *,
+    beta: float | Tensor = 50.0,
+    normalize: bool = True,
+    kernel_sigma: float | None = None,
+    return_index: bool,
+) -> tuple[Matches | IndexedMatches, Matches | IndexedMatches]: ...
 def match_both(
     fa: Tensor,
     fb: Tensor,
@@ -25,7 +61,7 @@ def match_both(
     normalize: bool = True,
     kernel_sigma: float | None = None,
     return_index: bool = False,
-) -> tuple[Matches, Matches]:
+) -> tuple[Matches | IndexedMatches, Matches | IndexedMatches]:
     """Where each pixel of a lies in b, and each pixel of b in a: every tile of scores is computed once for both.
 
     Equal to ``(match(fa, fb, mask_a, mask_b), match(fb, fa, mask_b, mask_a))``, for about half the work. Each mask both
