@@ -366,7 +366,8 @@ def test_quick_run_writes_rows_report_and_table(tmp_path, capsys):
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     command = [sys.executable, "-m", "cosegflow", "bench", "--works", "warp", "--peers", "cosegflow", "--no-memory"]
-    command += [f"--sizes=C={channels},N=32x32" for channels in (3, 4, 5, 6)]
+    # 36 rows of 3 seconds: more than ten signals take, since Python drops those that fall into a callback.
+    command += [f"--sizes=C={channels},N=32x32" for channels in range(3, 15)]
     command += ["--budget", "3", "--repeats", "1000000", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -375,7 +376,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
             time.sleep(0.1)
         for _ in range(10):
             process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # Python drops one that falls into a callback
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 out, error = process.communicate(timeout=6)
                 break
     finally:
@@ -384,7 +385,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     assert process.returncode == 130 and "kept" in error
     (csv,) = tmp_path.glob("*.csv")
     found = rows.read(csv)
-    assert 1 <= len(found) < 12 and all(r["status"] == "ok" for r in found)
+    assert 1 <= len(found) < 36 and all(r["status"] == "ok" for r in found)
     assert re.search(rf"{len(found)} rows", out)
     assert not list(Path(tmp_path).glob("*.tmp"))
 
