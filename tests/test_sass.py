@@ -127,12 +127,10 @@ def test_stores_of_correlation(kernels):
 
 def test_loads_of_warp(tmp_path):
     """Channels last: 16 bytes a tap and a store, from global memory and not from wherever a pointer may lead."""
-    for source, kernel, loads in (
-        ("warp_forward_cuda", "warp_forward_channels", 4),
-        ("warp_gather_cuda", "warp_gather_channels", 2),
-    ):
-        code = instructions(built_kernels.disassembly(tmp_path, "sm_90a", [source]))
-        found = {name: code for name, code in code.items() if kernel in name}
+    text = built_kernels.disassembly(tmp_path, "sm_90a", ["warp_forward_cuda", "warp_gather_cuda"])
+    kernels = instructions(text)
+    for kernel, loads in (("warp_forward_channels", 4), ("warp_gather_channels", 2)):
+        found = {name: code for name, code in kernels.items() if kernel in name}
         assert len(found) == 4  # types
         for name, code in found.items():
             wide = Counter(line.split()[0] for line in code)
